@@ -1,0 +1,116 @@
+"""Stored cells of a results folder: which are done, and how one is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.store import damage, process_alive, seal, write_atomically
+
+FINISHED = frozenset({"ok", "attack-weak", "attack-invalid"})
+
+
+class CellStore:
+    """``results/<profile>/cells/<key>/``; what lies here is enough to resume a run."""
+
+    def __init__(self, results: Path) -> None:
+        self.folder = Path(results) / "cells"
+
+    def status(self, key: str) -> str | None:
+        """The stored status; None when nothing whole is stored under that key."""
+        path = self.folder / key
+        if not path.is_dir() or damage(path) is not None:
+            return None
+        try:
+            return json.loads((path / "cell.json").read_text())["row"]["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def done(self, key: str) -> bool:
+        """Whether the cell has its numbers. Failures and skips are never results."""
+        return self.status(key) in FINISHED
+
+    def scratch(self) -> Path:
+        """An empty folder on the same file system as the cells."""
+        path = self.folder / f".{uuid.uuid4().hex}.part"
+        path.mkdir(parents=True)
+        return path
+
+    def publish(self, scratch: Path, key: str) -> None:
+        """Seal a finished scratch folder and put it in place of whatever is stored."""
+        seal(scratch)
+        target = self.folder / key
+        if target.exists():
+            old = self.folder / f".{uuid.uuid4().hex}.part"
+            os.replace(target, old)
+            shutil.rmtree(old, ignore_errors=True)
+        os.replace(scratch, target)
+
+    def write_unfinished(
+        self,
+        key: str,
+        identity: Mapping[str, Any],
+        status: str,
+        reason: str,
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Store a failed or skipped cell: a row with its reason and no numbers."""
+        scratch = self.scratch()
+        row = {**identity, "status": status, "reason": reason, "key": key}
+        record = {"schema": 1, "key": key, "row": row, **extra}
+        (scratch / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        self.publish(scratch, key)
+
+    def sweep(self) -> None:
+        """Remove scratch folders that a killed run left."""
+        for path in self.folder.glob(".*.part"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class RunningMark:
+    """Says to ``bench status`` what a live run works on; gone when the run ends."""
+
+    def __init__(self, results: Path) -> None:
+        self._path = Path(results) / ".running" / f"{socket.gethostname()}-{os.getpid()}.json"
+
+    def __enter__(self) -> RunningMark:
+        return self
+
+    def update(self, label: str) -> None:
+        write_atomically(self._path, json.dumps({"label": label, "since": time.time()}))
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def describe_status(results: Path, keys: Sequence[str]) -> str:
+    """What is done, running and failed in a results folder, one line each."""
+    cells = CellStore(results)
+    counts: Counter[str] = Counter()
+    troubles = []
+    for key in keys:
+        status = cells.status(key) or "not run yet"
+        counts[status] += 1
+        if status in ("failed", "skipped"):
+            row = json.loads((cells.folder / key / "cell.json").read_text())["row"]
+            troubles.append(f"{status}: {row['attack']} x {row['defense']}: {row['reason']}")
+    lines = [", ".join(f"{count} {status}" for status, count in sorted(counts.items()))]
+    for path in sorted((Path(results) / ".running").glob("*.json")):
+        host, _, pid = path.stem.rpartition("-")
+        if host == socket.gethostname() and not process_alive(int(pid)):
+            continue
+        try:
+            mark = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        elapsed = time.time() - mark["since"]
+        lines.append(f"running: {mark['label']} (process {pid}, {elapsed:.0f} s)")
+    return "\n".join(lines + troubles)

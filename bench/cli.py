@@ -1,0 +1,340 @@
+"""The command line: thin. Exit status 0 fine, 1 a cell failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.errors import InputError, nearest
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Runs every defense against every attack on self-supervised encoders, with controls.",
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="the experiment file")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="scale; default: the file's")]
+ListOption = Annotated[str | None, typer.Option(help="comma-separated labels")]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="comma-separated integers")]
+ResultsOption = Annotated[Path | None, typer.Option("--results", help="folder for results")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="folder for artifacts (or BENCH_CACHE)")
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit-steps", min=1, help="cap every training loop; rows are marked smoke"),
+]
+DEFAULT_CONFIG = Path("bench.yaml")
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Executor(str, Enum):
+    inline = "inline"
+
+
+class Kind(str, Enum):
+    attacks = "attacks"
+    defenses = "defenses"
+    datasets = "datasets"
+    profiles = "profiles"
+    tables = "tables"
+
+
+class Format(str, Enum):
+    csv = "csv"
+    latex = "latex"
+    markdown = "markdown"
+    html = "html"
+    json = "json"
+
+
+@app.command()
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    attacks: ListOption = None,
+    defenses: ListOption = None,
+    seeds: SeedsOption = None,
+    device: Annotated[Device | None, typer.Option(help="default: the profile's")] = None,
+    executor: Annotated[Executor, typer.Option(help="how stages run")] = Executor.inline,
+    results: ResultsOption = None,
+    cache: CacheOption = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed")] = False,
+    limit_steps: LimitOption = None,
+) -> None:
+    """Run the matrix and render leaderboard tables and plots."""
+    from bench.progress import reporter
+
+    with reporter() as shown:
+        session = _session(
+            config,
+            shown,
+            profile=profile,
+            attacks=_labels(attacks),
+            defenses=_labels(defenses),
+            seeds=_integers(seeds),
+            device=device.value if device else None,
+            results=results,
+            cache=cache,
+            retry_failed=retry_failed,
+            limit_steps=limit_steps,
+        )
+        warnings.showwarning = lambda message, *_, **__: shown.note(f"warning: {message}")
+        outcome = session.run()
+    typer.echo(
+        f"{len(session.cells)} cells, {len(outcome.failed)} failed; "
+        f"{len(outcome.computed)} stages computed, {len(outcome.cached)} cached"
+    )
+    identities = {cell.key: cell.identity for cell in session.cells}
+    for key, reason in outcome.failed.items():
+        identity = identities[key]
+        typer.echo(f"failed: {identity['attack']} x {identity['defense']}: {reason}", err=True)
+    typer.echo(f"leaderboard: {_shown(session.results / 'leaderboard.md')}")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    attacks: ListOption = None,
+    defenses: ListOption = None,
+    seeds: SeedsOption = None,
+    device: Annotated[Device | None, typer.Option(help="default: the profile's")] = None,
+    results: ResultsOption = None,
+    cache: CacheOption = None,
+    limit_steps: LimitOption = None,
+) -> None:
+    """Show the cells, the stages, what is cached and the estimated time; run nothing."""
+    from bench.planning import describe_plan
+    from bench.progress import Silent
+
+    session = _session(
+        config,
+        Silent(),
+        profile=profile,
+        attacks=_labels(attacks),
+        defenses=_labels(defenses),
+        seeds=_integers(seeds),
+        device=device.value if device else None,
+        results=results,
+        cache=cache,
+        limit_steps=limit_steps,
+    )
+    session.check()
+    typer.echo(describe_plan(session))
+
+
+@app.command()
+def report(
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
+    """Rebuild every table and plot from stored cells."""
+    from bench.report import render
+
+    for path in render(_results(config, profile, results)):
+        typer.echo(_shown(path))
+
+
+@app.command()
+def status(
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
+    """Say what is done, running and failed."""
+    from bench.cells import describe_status
+    from bench.report import load_manifest
+
+    folder = _results(config, profile, results)
+    typer.echo(describe_status(folder, load_manifest(folder).cells))
+
+
+@app.command()
+def export(
+    format: Annotated[Format, typer.Option("--format", help="of the text")],
+    table: Annotated[str, typer.Option("--table", help="see `bench list tables`")] = "leaderboard",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="a file")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
+    """Print one table in one format, or write it to a file."""
+    from bench.report.export import export as exported
+    from bench.store import write_atomically
+
+    text = exported(_results(config, profile, results), format.value, table)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(output, text)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="what to list")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """List attacks, defenses, datasets, profiles or tables."""
+    rows = _listing(kind, config)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        typer.echo(f"{row['name']:<{width}}  {row['description']}".rstrip())
+
+
+@app.command()
+def download(
+    dataset: Annotated[str, typer.Argument(help="cifar10, stl10, gtsrb or svhn")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Fetch a data set through torchvision into the first data root."""
+    from bench.config import DatasetConfig
+    from bench.data.sources import Torchvision
+    from bench.session import data_roots
+
+    if dataset not in Torchvision.NAMES:
+        raise InputError(f"cannot download {dataset!r}{nearest(dataset, Torchvision.NAMES)}")
+    root = data_roots(_file(config))[0]
+    Torchvision(dataset, DatasetConfig(), root).download()
+    typer.echo(f"{dataset} is in {_shown(root)}")
+
+
+@app.command()
+def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> None:
+    """Check libraries, devices, data, cache and configuration, and say what is wrong."""
+    from bench.doctor import findings
+
+    bad = 0
+    for finding in findings(config, cache):
+        bad += not finding.good
+        typer.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.what}")
+    if bad:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
+        code = 130
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except ValueError as error:
+        if not _one_line(error):
+            raise
+        typer.echo(f"bench: {error}", err=True)
+        code = 2
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        # A usage error of the command-line library.
+        typer.echo(f"bench: {error.format_message()}", err=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: ValueError) -> bool:
+    from bench.report import ReportError
+
+    return isinstance(error, InputError | ReportError)
+
+
+def _file(config: Path) -> Any:
+    from bench.config import ConfigFile
+
+    return ConfigFile(config)
+
+
+def _session(config: Path, reporter: Any, **selection: Any) -> Any:
+    from bench.session import Selection, Session
+
+    return Session(_file(config), Selection(**selection), reporter)
+
+
+def _results(config: Path, profile: str | None, results: Path | None) -> Path:
+    """The results folder of a profile. A folder given by hand needs no config entry for it."""
+    from bench.session import SMOKE_SUFFIX, results_folder
+
+    file = _file(config)
+    name = profile or file.config.default_profile
+    if name.removesuffix(SMOKE_SUFFIX) not in file.config.profiles:
+        raise InputError(f"unknown profile {name!r}{nearest(name, file.config.profiles)}")
+    return results_folder(file, results, name)
+
+
+def _listing(kind: Kind, config: Path) -> list[dict[str, str]]:
+    if kind in (Kind.attacks, Kind.defenses):
+        from bench import registry
+
+        return [
+            {
+                "name": entry.name,
+                "description": registry.summary(entry),
+                "origin": entry.origin,
+            }
+            for entry in registry.entries(kind.value).values()
+        ]
+    if kind is Kind.tables:
+        from bench.report.export import TABLES
+
+        return [{"name": name, "description": ""} for name in TABLES]
+    loaded = _file(config).config
+    if kind is Kind.profiles:
+        return [
+            {"name": name, "description": profile.description}
+            for name, profile in loaded.profiles.items()
+        ]
+    return [
+        {"name": name, "description": f"{data.source}, {data.image_size} px"}
+        for name, data in loaded.datasets.items()
+    ]
+
+
+def _labels(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--seeds wants integers such as 0,1,2, got {text!r}") from None
+    if not values or min(values) < 0:
+        raise InputError(f"--seeds wants integers from 0, got {text!r}")
+    return values
+
+
+def _shown(path: Path) -> str:
+    """A path as a reader of the terminal wants it: relative where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

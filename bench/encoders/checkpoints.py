@@ -1,0 +1,115 @@
+"""Foreign checkpoints in and out: published ``.pth`` files and safetensors."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.encoders.encoder import Encoder
+from bench.encoders.weights import CheckpointError, load_strictly, read_safetensors
+
+__all__ = ["CheckpointError", "export_checkpoint", "import_checkpoint"]
+
+_PICKLED = (".pth", ".pt", ".tar", ".ckpt")
+
+
+def import_checkpoint(
+    path: str | Path,
+    architecture: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+) -> Encoder:
+    """An encoder on the CPU from somebody else's weights.
+
+    ``.pth`` files are read with ``weights_only=True``, as a bare state dict or under
+    ``state_dict``. Keys may be those of a whole SimCLR model (``f.f.*``; its projector ``g.*`` is
+    dropped), of the encoder (``f.*``), each also behind ``module.`` of a data-parallel wrapper.
+
+    Parameters
+    ----------
+    path
+        ``.pth``, ``.pt``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``.
+    architecture, settings, mean, std, image_size
+        As in :class:`~bench.encoders.encoder.Encoder`.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing, holds anything but tensors, or its keys do not fit.
+    ValueError
+        When the architecture or a setting is unknown.
+    """
+    path = Path(path)
+    encoder = Encoder.initialise(
+        architecture,
+        settings,
+        generator=torch.Generator(),
+        mean=mean,
+        std=std,
+        image_size=image_size,
+    )
+    load_strictly(encoder.network, _encoder_keys(_read(path)), path)
+    encoder.network.eval()
+    return encoder
+
+
+def export_checkpoint(encoder: Encoder, path: str | Path) -> None:
+    """Write the encoder for others: safetensors, or ``.pth`` as published code reads it.
+
+    A ``.pth`` holds ``{"state_dict": {"f.f.0.weight": ...}}`` without projector. It exists for the
+    published code only; nothing in the harness keeps its own data that way.
+
+    Raises
+    ------
+    ValueError
+        When the suffix is neither ``.safetensors`` nor ``.pth``.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        encoder.save(path)
+    elif path.suffix == ".pth":
+        tensors = encoder.network.state_dict()
+        dense = {f"f.{name}": value.cpu().contiguous() for name, value in tensors.items()}
+        torch.save({"state_dict": dense}, path)
+    else:
+        raise ValueError(f"{path}: a checkpoint is written as .safetensors or .pth")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    if path.suffix not in _PICKLED:
+        raise CheckpointError(f"{path}: not a .safetensors or .pth file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        raise CheckpointError(
+            f"{path}: damaged, or a pickle of more than tensors, which is never loaded"
+        ) from None
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds no state dict")
+    strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if strays:
+        raise CheckpointError(f"{path}: {strays[0]!r} is not a tensor, so this is no state dict")
+    return content
+
+
+def _encoder_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    bare = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    if not any(name.startswith("f.f.") for name in bare):
+        return bare
+    return {
+        name.removeprefix("f."): value for name, value in bare.items() if not name.startswith("g.")
+    }

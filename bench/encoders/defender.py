@@ -1,0 +1,141 @@
+"""What a defense sees of an encoder, and the embeddings it need not compute again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor
+
+from bench.encoders.encoder import Encoder, check_images
+
+__all__ = ["DefenderEncoder"]
+
+
+class DefenderEncoder:
+    """An encoder without path, name, key or metric, limited to what a defense declared.
+
+    Parameters
+    ----------
+    encoder
+        The encoder under inspection.
+    requires
+        What the defense declares: ``gradients`` opens :meth:`forward`, ``features`` opens
+        :meth:`features`.
+    """
+
+    def __init__(self, encoder: Encoder, requires: Collection[str] = frozenset()) -> None:
+        self.__encoder = encoder
+        self.__requires = frozenset(requires)
+        self.__remembered: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        self.__hits = 0
+
+    def __repr__(self) -> str:
+        return f"DefenderEncoder({self.image_size} px, {self.embedding_dim} dimensions)"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.__encoder.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.__encoder.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.__encoder.device
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names that :meth:`features` accepts, input to output."""
+        return self.__encoder.layers
+
+    @property
+    def hits(self) -> int:
+        """Images served from memory so far: the harness adds what embedding them would cost."""
+        return self.__hits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """float32 (N, 3, S, S) in [0, 1] -> float32 (N, D), inference mode, batched inside."""
+        check_images(images, self.image_size)
+        known = self.__recall(images)
+        if known is None:
+            return self.__encoder.embed(images)
+        self.__hits += len(images)
+        return known.clone()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same map, differentiable in ``images``; parameters frozen.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``gradients``.
+        """
+        self.__demand("gradients", "encoder.forward")
+        return self.__encoder.forward(images)
+
+    def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Intermediate features (N, C, h, w) of the named ``layers``.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``features``.
+        """
+        self.__demand("features", "encoder.features")
+        return self.__encoder.features(images, layers)
+
+    def remember(self, images: Tensor, embeddings: Tensor) -> None:
+        """Answer :meth:`embed` with ``embeddings`` for this very tensor while it lives unchanged.
+
+        Another tensor, even an equal one, or an in-place change of this one is computed as usual.
+        The entry goes when ``images`` does.
+
+        Parameters
+        ----------
+        images
+            float32 (N, 3, S, S), not made in inference mode (such tensors do not count changes).
+        embeddings
+            float32 (N, D), as :meth:`embed` would return them.
+
+        Raises
+        ------
+        ValueError
+            When a shape or type is wrong or ``images`` was made in inference mode.
+        """
+        check_images(images, self.image_size)
+        expected = (len(images), self.embedding_dim)
+        if embeddings.dtype != torch.float32 or tuple(embeddings.shape) != expected:
+            raise ValueError(
+                f"embeddings must be float32 {expected}, "
+                f"got {str(embeddings.dtype).removeprefix('torch.')} {tuple(embeddings.shape)}"
+            )
+        if images.is_inference():
+            raise ValueError("images made in inference mode cannot be remembered")
+        key, remembered = id(images), self.__remembered
+        # The callback holds the dictionary, not this object, so neither keeps the other alive.
+        reference = weakref.ref(images, lambda gone: _forget(remembered, key, gone))
+        self.__remembered[key] = (reference, images._version, embeddings.detach().clone())
+
+    def __recall(self, images: Tensor) -> Tensor | None:
+        reference, version, embeddings = self.__remembered.get(id(images), (None, None, None))
+        if reference is None or reference() is not images or images._version != version:
+            return None
+        return embeddings
+
+    def __demand(self, requirement: str, what: str) -> None:
+        if requirement not in self.__requires:
+            raise PermissionError(
+                f"{what} needs {requirement!r}: add it to the defense's `requires`."
+            )
+
+
+def _forget(remembered: dict, key: int, gone: weakref.ref) -> None:
+    # The id may belong to a newer tensor by now, whose entry must stay.
+    if key in remembered and remembered[key][0] is gone:
+        del remembered[key]

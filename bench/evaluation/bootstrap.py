@@ -1,0 +1,234 @@
+"""The test-sampling interval: a bootstrap of source images, stratified by class.
+
+One test image is one unit: drawing it twice repeats its clean, triggered, placebo and decoy scores
+together, so intervals of differences are paired. The draws follow from the labels and a seed
+alone, hence all defenses on one test set share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bench.evaluation.detection import checked_scores
+
+__all__ = ["DRAWS", "Bootstrap", "Interval", "Sample", "percentile_interval"]
+
+DRAWS = 2000
+Interval = tuple[float, float]
+
+_PICKS_AT_ONCE = 4_000_000  # int64: 32 MB while the draws are made
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores of some source images under one condition.
+
+    Attributes
+    ----------
+    images
+        int64 (M,): positions in the labels that the bootstrap was made from; each at most once.
+    scores
+        float64 (M,), finite.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, an image is named twice or a score is not finite.
+    """
+
+    images: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        images = np.asarray(self.images)
+        scores = checked_scores(self.scores, "sample")
+        if images.shape != scores.shape:
+            raise ValueError(f"{images.shape} images for {scores.shape} scores")
+        if not np.issubdtype(images.dtype, np.integer):
+            raise ValueError(f"images are positions and must be integers, got {images.dtype}")
+        if images.min() < 0:
+            raise ValueError(f"images are positions and must not be negative, got {images.min()}")
+        if len(np.unique(images)) != len(images):
+            raise ValueError("an image has one score per condition, and one is named twice")
+        object.__setattr__(self, "images", images.astype(np.int64))
+        object.__setattr__(self, "scores", scores)
+
+    @classmethod
+    def of_all(cls, scores: ArrayLike) -> Sample:
+        """One score per image of the test set, in its order."""
+        return cls(np.arange(len(np.asarray(scores))), scores)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Sample:
+        """Only the images for which ``chosen`` (bool, one per image of the test set) holds."""
+        kept = np.asarray(chosen, dtype=bool)[self.images]
+        return Sample(self.images[kept], self.scores[kept])
+
+
+class Bootstrap:
+    """Multiplicities of the source images in every draw, and statistics over the draws.
+
+    Parameters
+    ----------
+    labels
+        Class of every test image, int (n,), not negative. Each draw takes as many images of a class
+        as the class has.
+    draws
+        How many bootstrap samples.
+    seed
+        Fixed by the protocol, so that every defense sees the same draws.
+
+    Raises
+    ------
+    ValueError
+        When the labels are not a non-empty vector of non-negative integers.
+    """
+
+    def __init__(self, labels: ArrayLike, draws: int = DRAWS, seed: int = 0) -> None:
+        classes = np.asarray(labels)
+        if classes.ndim != 1 or not len(classes) or not np.issubdtype(classes.dtype, np.integer):
+            raise ValueError("labels must be a non-empty vector of integers")
+        if classes.min() < 0:
+            raise ValueError(f"labels must not be negative, got {classes.min()}")
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.draws = draws
+        self.multiplicities: NDArray[np.uint8] = np.empty((draws, len(classes)), dtype=np.uint8)
+        for label in np.unique(classes):
+            members = np.flatnonzero(classes == label)
+            # A generator per class: the draws of one class do not depend on the other classes.
+            generator = np.random.default_rng([seed, int(label)])
+            self.multiplicities[:, members] = _stratum(len(members), draws, generator)
+
+    def auroc_draws(self, negatives: Sample, positives: Sample) -> NDArray[np.float64]:
+        """AUROC in every draw, (draws,): exact, ties count half, nan where a side is empty.
+
+        The scores are sorted once; a draw only changes weights, so each costs a cumulative sum and
+        two look-ups per positive.
+        """
+        order = np.argsort(negatives.scores, kind="stable")
+        ascending, rows = negatives.scores[order], negatives.images[order]
+        by_score = np.argsort(positives.scores, kind="stable")  # look-ups then walk memory in order
+        scores, images = positives.scores[by_score], positives.images[by_score]
+        below = np.searchsorted(ascending, scores, "left")
+        not_above = np.searchsorted(ascending, scores, "right")
+        cumulative = np.zeros(len(rows) + 1)
+
+        def statistic(weights: NDArray[np.uint8]) -> float:
+            np.cumsum(weights[rows], dtype=np.float64, out=cumulative[1:])
+            drawn = weights[images].astype(np.float64)
+            wins = cumulative[below] + cumulative[not_above]
+            return _ratio(float(drawn @ wins), float(2 * cumulative[-1] * drawn.sum()))
+
+        return self._over_draws(statistic)
+
+    def aupr_draws(self, negatives: Sample, positives: Sample) -> NDArray[np.float64]:
+        """Average precision in every draw, (draws,), as in ``detection.average_precision``."""
+        order = np.argsort(-negatives.scores, kind="stable")
+        rows = negatives.images[order]
+        by_score = np.argsort(-positives.scores, kind="stable")
+        scores, images = -positives.scores[by_score], positives.images[by_score]
+        false = np.searchsorted(-negatives.scores[order], scores, "right")
+        true = np.searchsorted(scores, scores, "right")
+        false_alarms, hits = np.zeros(len(rows) + 1), np.zeros(len(images) + 1)
+
+        def statistic(weights: NDArray[np.uint8]) -> float:
+            np.cumsum(weights[rows], dtype=np.float64, out=false_alarms[1:])
+            drawn = weights[images].astype(np.float64)
+            np.cumsum(drawn, out=hits[1:])
+            caught = hits[true]
+            # Where nothing was drawn down to this score the numerator is 0 as well.
+            precision = caught / np.maximum(caught + false_alarms[false], 1)
+            return _ratio(float(drawn @ precision), float(hits[-1]))
+
+        return self._over_draws(statistic)
+
+    def mean_draws(self, images: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+        """Mean of ``values`` over ``images`` in every draw, (draws,).
+
+        Accuracies, attack success rates and TPR or FPR at a fixed threshold are means of
+        indicators (``predictions == labels``, ``scores > threshold``).
+
+        Parameters
+        ----------
+        images
+            int (M,): positions in the labels.
+        values
+            float or bool (M,), one per image. Of no image at all the mean is nan.
+        """
+        if not len(np.asarray(images)):
+            return np.full(self.draws, np.nan)
+        sample = Sample(np.asarray(images), np.asarray(values, dtype=np.float64))
+
+        def statistic(weights: NDArray[np.uint8]) -> float:
+            drawn = weights[sample.images].astype(np.float64)
+            return _ratio(float(drawn @ sample.scores), float(drawn.sum()))
+
+        return self._over_draws(statistic)
+
+    def auroc(self, negatives: Sample, positives: Sample) -> Interval:
+        """95 % interval of one AUROC: of the victim, the placebo, or with a decoy on a side."""
+        return percentile_interval(self.auroc_draws(negatives, positives))
+
+    def auroc_delta(
+        self,
+        negatives: Sample,
+        positives: Sample,
+        placebo_negatives: Sample,
+        placebo_positives: Sample,
+    ) -> Interval:
+        """95 % interval of AUROC minus placebo AUROC, paired: both from the same draws."""
+        return percentile_interval(
+            self.auroc_draws(negatives, positives)
+            - self.auroc_draws(placebo_negatives, placebo_positives)
+        )
+
+    def aupr(self, negatives: Sample, positives: Sample) -> Interval:
+        """95 % interval of the average precision."""
+        return percentile_interval(self.aupr_draws(negatives, positives))
+
+    def mean(self, images: ArrayLike, values: ArrayLike) -> Interval:
+        """95 % interval of an accuracy or a rate, see :meth:`mean_draws`."""
+        return percentile_interval(self.mean_draws(images, values))
+
+    def _over_draws(self, statistic: Callable[[NDArray[np.uint8]], float]) -> NDArray[np.float64]:
+        # One draw at a time keeps the working set in the processor's cache: faster than batches,
+        # and memory does not grow with the number of draws.
+        return np.array([statistic(weights) for weights in self.multiplicities])
+
+
+def percentile_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The central ``confidence`` of ``values`` (draws,).
+
+    Draws in which the statistic is undefined (nan) are left out: in a small transductive cell all
+    positives may be missing from a draw. (nan, nan) when none is defined.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    defined = array[np.isfinite(array)]
+    if not len(defined):
+        return (float("nan"), float("nan"))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return (float(low), float(high))
+
+
+def _stratum(size: int, draws: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """How often each of ``size`` images comes in each draw of ``size`` with replacement."""
+    # uint8 is enough: an image comes about once per draw, 256 times never happens.
+    counts = np.empty((draws, size), dtype=np.uint8)
+    step = max(1, _PICKS_AT_ONCE // size)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        picks = generator.integers(0, size, size=(rows, size))
+        picks += size * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(picks.ravel(), minlength=rows * size).reshape(
+            rows, size
+        )
+    return counts
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else float("nan")

@@ -1,0 +1,51 @@
+"""What a run would do, in words: ``bench plan``."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bench.cells import CellStore
+from bench.matrix import topological
+from bench.session import Session, seconds_known
+
+
+def describe_plan(session: Session) -> str:
+    """Cells with their state, stages per kind with what is cached, and the estimated time."""
+    cells = CellStore(session.results)
+    states: Counter[str] = Counter()
+    lines = [f"profile {session.profile_name}: {len(session.cells)} cells", ""]
+    for cell in session.cells:
+        state = f"skipped: {cell.skip}" if cell.skip else cells.status(cell.key) or "to do"
+        states[state.split(":")[0]] += 1
+        identity = cell.identity
+        lines.append(
+            f"  {identity['attack']} x {identity['defense']} on {identity['downstream']} "
+            f"(target {identity['target']}, seed {identity['seed']}): {state}"
+        )
+    pending = [
+        cell for cell in session.cells if not cell.skip and not cells.done(cell.key)
+    ]
+    lines += ["", f"  {'stage':<10}{'needed':>8}{'cached':>8}{'to run':>8}{'estimate':>12}"]
+    needed: Counter[str] = Counter()
+    cached: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for stage in topological([cell.stage for cell in pending]):
+        needed[stage.kind] += 1
+        if stage.kind != "evaluate" and session.store.peek(stage.kind, stage.key):
+            cached[stage.kind] += 1
+            continue
+        known = seconds_known(session.store, stage)
+        seconds[stage.kind] += known or 0.0
+        unknown[stage.kind] += known is None
+    for kind in needed:
+        estimate = f"{seconds[kind]:.0f} s" if not unknown[kind] else "unknown"
+        to_run = needed[kind] - cached[kind]
+        lines.append(
+            f"  {kind:<10}{needed[kind]:>8}{cached[kind]:>8}{to_run:>8}"
+            f"{estimate if to_run else '-':>12}"
+        )
+    total, missing = sum(seconds.values()), sum(unknown.values())
+    lines += ["", f"estimated {total:.0f} s" + (f" and {missing} stages never timed here" if missing else "")]
+    lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    return "\n".join(lines)

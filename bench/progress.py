@@ -1,0 +1,131 @@
+"""Live bars on a terminal, plain lines elsewhere. Progress goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Silent:
+    """Shows nothing: for library use."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def plan(self, stages: int, cells: int, done: int) -> None:
+        """How much there is to do."""
+
+    def start(self, label: str) -> None:
+        """A stage begins."""
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        """A step of a training loop inside the current stage."""
+
+    def finish(self, label: str, seconds: float, outcome: str) -> None:
+        """A stage ended: computed, cached or failed."""
+
+    def note(self, message: str) -> None:
+        """One line for the reader."""
+
+
+class PlainLines(Silent):
+    """One line per finished stage and, for long ones, one every few seconds."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._label, self._total, self._count = "", 0, 0
+        self._last = self._started = time.monotonic()
+
+    def plan(self, stages: int, cells: int, done: int) -> None:
+        self._total = stages
+        self._print(f"{cells} cells, {done} already stored; {stages} stages to check or compute")
+
+    def start(self, label: str) -> None:
+        self._label, self._started = label, time.monotonic()
+        self._last = self._started
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            of = f"/{total}" if total else ""
+            self._print(f"    {self._label}: {what} {done}{of}, {now - self._started:.0f} s")
+
+    def finish(self, label: str, seconds: float, outcome: str) -> None:
+        self._count += 1
+        if outcome != "cached":
+            self._print(f"[{self._count}/{self._total}] {label}: {outcome}, {seconds:.1f} s")
+
+    def note(self, message: str) -> None:
+        self._print(message)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class LiveBars(Silent):
+    """A bar for the whole run and one for the stage at work."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._all = self._bars.add_task("stages", total=None)
+        self._one = self._bars.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> LiveBars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.update(self._one, visible=False)
+        self._bars.stop()
+
+    def plan(self, stages: int, cells: int, done: int) -> None:
+        self._bars.update(self._all, total=stages, description=f"{cells} cells, {done} stored")
+
+    def start(self, label: str) -> None:
+        self._bars.reset(self._one, total=None, description=label, visible=True)
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        self._bars.update(self._one, completed=done, total=total)
+
+    def finish(self, label: str, seconds: float, outcome: str) -> None:
+        self._bars.advance(self._all)
+        if outcome != "cached":
+            self.note(f"{label}: {outcome}, {seconds:.1f} s")
+
+    def note(self, message: str) -> None:
+        self._bars.console.print(message, markup=False, highlight=False)
+
+
+def reporter() -> Silent:
+    """Live bars when stderr is a terminal, plain lines otherwise."""
+    return LiveBars() if sys.stderr.isatty() else PlainLines()

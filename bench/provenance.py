@@ -1,0 +1,68 @@
+"""What made a number: code version, library versions, hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import bench
+
+LIBRARIES = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "pandas")
+SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
+
+
+@cache
+def code_version() -> str:
+    """The package version, with commit and ``dirty`` mark when it runs from a git checkout."""
+    from git import InvalidGitRepositoryError, Repo
+    from git.exc import GitError
+
+    root = Path(bench.__file__).resolve().parents[1]
+    try:
+        repository = Repo(root)
+        commit = repository.head.commit.hexsha[:10]
+        changed = repository.git.status("--porcelain", "--", *SOURCES)
+    except (InvalidGitRepositoryError, GitError, ValueError, OSError):
+        return bench.__version__
+    return f"{bench.__version__}+g{commit}{'.dirty' if changed else ''}"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Version of Python and of every library that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@cache
+def hardware(device: str) -> dict[str, Any]:
+    """The machine in words: processor, cores, and the accelerator when one is used."""
+    described: dict[str, Any] = {
+        "device": device,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+    if device == "cuda":
+        import torch
+
+        described["accelerator"] = torch.cuda.get_device_name()
+    return described
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,163 @@
+"""Finds attacks and defenses by name: built-in modules by folder, others by entry point. Lazy."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError, nearest
+
+GROUPS = ("attacks", "defenses")
+_SINGULAR = {"attacks": "attack", "defenses": "defense"}
+_BASES = {"attacks": "Attack", "defenses": "Defense"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a component comes from; nothing is imported until :func:`load`."""
+
+    name: str
+    group: str
+    module: str
+    attribute: str | None = None
+    origin: str = "built-in"
+
+
+@cache
+def entries(group: str) -> dict[str, Entry]:
+    """Every known component of ``group`` by name, sorted.
+
+    Raises
+    ------
+    InputError
+        When two components claim one name; both are named.
+    """
+    found: dict[str, Entry] = {}
+    for path in sorted(_folder(group).glob("*.py")):
+        if _declares_component(path, group):
+            name = path.stem.replace("_", "-")
+            found[name] = Entry(name, group, f"{group}.{path.stem}")
+    for point in sorted(_entry_points(group), key=lambda point: point.name):
+        if point.name in found:
+            raise InputError(
+                f"two {group} are called {point.name!r}: {found[point.name].module} and "
+                f"{point.value}; rename the entry point"
+            )
+        found[point.name] = Entry(
+            point.name,
+            group,
+            point.module,
+            point.attr or None,
+            origin=point.dist.name if point.dist else "entry point",
+        )
+    return dict(sorted(found.items()))
+
+
+def find(group: str, name: str) -> Entry:
+    """The entry called ``name``.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, with the nearest valid one.
+    """
+    known = entries(group)
+    if name not in known:
+        raise InputError(f"unknown {_SINGULAR[group]} {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+@cache
+def load(group: str, name: str) -> type[Any]:
+    """Import the component class called ``name``.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a module that does not import, or one without exactly one public
+        subclass of the group's base.
+    """
+    entry = find(group, name)
+    base = getattr(importlib.import_module("bench.api"), _BASES[group])
+    try:
+        module = importlib.import_module(entry.module)
+    except Exception as error:
+        raise InputError(
+            f"{_SINGULAR[group]} {name!r}: {entry.module} does not import: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if entry.attribute is not None:
+        candidates = [getattr(module, entry.attribute, None)]
+    else:
+        candidates = [
+            value
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and inspect.isclass(value)
+            and value.__module__ == module.__name__
+        ]
+    classes = [c for c in candidates if inspect.isclass(c) and issubclass(c, base)]
+    if len(classes) != 1 or inspect.isabstract(classes[0]):
+        raise InputError(
+            f"{_SINGULAR[group]} {name!r}: {entry.module} must hold one public, complete subclass "
+            f"of bench.api.{base.__name__}"
+        )
+    return classes[0]
+
+
+def name_of(component: type[Any]) -> str:
+    """The registered name of a component class (its module's, with dashes)."""
+    return component.__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def missing_packages(component: type[Any]) -> list[str]:
+    """Names of the libraries that a component asks for and that are not installed."""
+    needed = getattr(component, "needs_packages", ())
+    return [package for package in needed if importlib.util.find_spec(package) is None]
+
+
+def summary(entry: Entry) -> str:
+    """The first line of a component's docstring, read without importing it."""
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        return ""
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    docstring = ast.get_docstring(tree) or ""
+    return docstring.split("\n", 1)[0]
+
+
+def _folder(group: str) -> Path:
+    spec = importlib.util.find_spec(group)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the package {group!r} is not importable; reinstall the project")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _entry_points(group: str) -> list[EntryPoint]:
+    return list(entry_points(group=f"bench.{group}"))
+
+
+def _declares_component(path: Path, group: str) -> bool:
+    """Private modules and shared ones such as ``triggers`` are no components."""
+    return not path.stem.startswith("_") and path.stem not in _SHARED_MODULES[group]
+
+
+_SHARED_MODULES: dict[str, frozenset[str]] = {
+    "attacks": frozenset({"triggers"}),
+    "defenses": frozenset(),
+}
+
+
+def trigger_class(kind: str) -> type[Any]:
+    """The trigger class of that kind, from the shared module of triggers."""
+    known = importlib.import_module("attacks.triggers").TRIGGERS
+    if kind not in known:
+        raise InputError(f"unknown trigger {kind!r}{nearest(kind, known)}")
+    return known[kind]

@@ -1,0 +1,279 @@
+"""The tables as data frames: leaderboard, mean over seeds, summary, thresholds, downstream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from scipy.stats import t as student_t
+
+from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, STATUSES
+from bench.report.schema import Manifest, Results, StoredCell
+
+__all__ = [
+    "attack_columns",
+    "downstream",
+    "leaderboard",
+    "over_seeds",
+    "summary",
+    "t_interval",
+    "thresholds",
+    "varying_context",
+]
+
+CONTEXT = ("dataset", "encoder", "downstream", "target")
+"""What a cell is besides attack, defense and seed."""
+
+INTERVAL_METRICS = ("auroc", "auroc_delta", "auroc_vs_decoy")
+"""Metrics that people's tables show with an interval."""
+
+SUMMARY_METRICS = (
+    "auroc",
+    "auroc_placebo",
+    "auroc_delta",
+    "auroc_decoy",
+    "auroc_vs_decoy",
+    "tpr_at_1fpr",
+    "tpr_at_5fpr",
+    "tpr_calibrated",
+    "fpr_calibrated",
+    "fit_seconds",
+    "score_ms_per_image",
+)
+
+_IDENTITY = ("attack", "defense", *CONTEXT, "profile", "seed", "status", "key")
+_SEEDS_NEEDED = 3
+_CONFIDENCE = 0.95
+
+
+def leaderboard(results: Results) -> pd.DataFrame:
+    """One row per cell, columns as in :data:`LEADERBOARD_COLUMNS`.
+
+    Attacks come in the manifest's order, controls last. Within an attack: status, then
+    ``auroc_vs_decoy``, then ``auroc_delta``, both descending; ties in the manifest's order.
+    """
+    rows = _sorted_rows(map(_row, results.cells), results.manifest)
+    return _frame(rows, LEADERBOARD_COLUMNS)
+
+
+def over_seeds(results: Results) -> pd.DataFrame:
+    """The leaderboard with seeds averaged: one row per cell identity, seed aside, and status.
+
+    Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
+    :data:`INTERVAL_METRICS`: the stored test-sampling interval of a single seed, a 95 % t interval
+    over three or more seeds, nothing for two. A mean is given only where every seed has a value.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in map(_row, results.cells):
+        identity = tuple(row[name] for name in ("attack", "defense", *CONTEXT, "status"))
+        groups.setdefault(identity, []).append(row)
+    rows = _sorted_rows(map(_mean_row, groups.values()), results.manifest)
+    bounds = [f"{metric}_{end}" for metric in INTERVAL_METRICS for end in ("low", "high")]
+    names = dict.fromkeys((*LEADERBOARD_COLUMNS, *bounds, "n_seeds"))
+    return _frame(rows, tuple(names))
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """Each defense averaged over the valid, non-control attacks.
+
+    An attack counts (per seed) when some defense has an ok row on it. Means are given only when
+    every defense has an ok row on every such attack; otherwise they are empty for all and
+    ``missing`` names what stands in the way. Seeds are averaged first, then attacks.
+    """
+    rows = _sorted_rows(map(_row, results.cells), results.manifest)
+    columns = attack_columns(rows)
+    found = {(columns[row["key"]], row["seed"], row["defense"]): row for row in rows}
+    valid = list(
+        dict.fromkeys(
+            (columns[row["key"]], row["seed"])
+            for row in rows
+            if row["status"] == "ok" and not row["control"]
+        )
+    )
+    defenses = list(dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)]))
+    missing = {defense: _missing(defense, valid, found) for defense in defenses}
+    complete = bool(valid) and not any(missing.values())
+    records = []
+    for defense in defenses:
+        record: dict[str, Any] = {"defense": defense, "n_attacks": len({name for name, _ in valid})}
+        cells = [(name, found[name, seed, defense]) for name, seed in valid] if complete else []
+        for metric in SUMMARY_METRICS:
+            record[metric] = _mean_of_means([(name, row[metric]) for name, row in cells])
+        record["missing"] = "; ".join(missing[defense]) if valid else "no valid attack"
+        records.append(record)
+    records.sort(key=lambda record: _descending(record, "auroc_vs_decoy", "auroc_delta"))
+    return _frame(records, ("defense", "n_attacks", *SUMMARY_METRICS, "missing"))
+
+
+def thresholds(results: Results) -> pd.DataFrame:
+    """Long form: one row per cell and threshold rule, in leaderboard order."""
+    return _long_form(
+        results,
+        "thresholds",
+        {name: name for name in ("rule", "nominal_fpr", "threshold", "tpr", "fpr", "fpr_decoy")},
+    )
+
+
+def downstream(results: Results) -> pd.DataFrame:
+    """Long form: one row per cell and downstream number, in leaderboard order.
+
+    ``measured_on`` says victim or twin; ``encoder`` is the architecture, as in the leaderboard.
+    """
+    names = {
+        "measured_on": "encoder",
+        **{n: n for n in ("probe", "metric", "value", "low", "high")},
+    }
+    return _long_form(results, "downstream", names)
+
+
+def attack_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Cell key -> column name: the attack's label, with its context where that is ambiguous."""
+    rows = list(rows)
+    contexts: dict[str, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        seen = contexts.setdefault(row["attack"], [])
+        context = tuple(row[name] for name in CONTEXT)
+        if context not in seen:
+            seen.append(context)
+    names = {}
+    for row in rows:
+        seen = contexts[row["attack"]]
+        varying = [i for i in range(len(CONTEXT)) if len({context[i] for context in seen}) > 1]
+        detail = ", ".join(f"{row[CONTEXT[i]]}" for i in varying)
+        names[row["key"]] = f"{row['attack']} ({detail})" if detail else row["attack"]
+    return names
+
+
+def varying_context(frame: pd.DataFrame) -> list[str]:
+    """The context columns that take more than one value in ``frame``."""
+    return [name for name in CONTEXT if frame[name].nunique(dropna=False) > 1]
+
+
+def t_interval(values: list[float]) -> tuple[float, float] | None:
+    """95 % t interval of the mean of ``values``; None for fewer than three."""
+    if len(values) < _SEEDS_NEEDED:
+        return None
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    quantile = float(student_t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
+    half = quantile * math.sqrt(variance / len(values))
+    return mean - half, mean + half
+
+
+def _row(cell: StoredCell) -> dict[str, Any]:
+    row = {**cell.row, "control": cell.control, "transductive": cell.transductive}
+    for metric in INTERVAL_METRICS:
+        low, high = cell.intervals.get(metric) or (None, None)
+        for end, value in (("low", low), ("high", high)):
+            if row.get(f"{metric}_{end}") is None:
+                row[f"{metric}_{end}"] = value
+    return row
+
+
+def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row for cells that differ in their seed only."""
+    mean = {**min(rows, key=lambda row: -1 if row["seed"] is None else row["seed"])}
+    mean["n_seeds"] = len(rows)
+    if len(rows) == 1:
+        return mean
+    numbers = [name for name, column in COLUMNS.items() if column.kind == "number"]
+    for name in numbers:
+        mean[name] = _strict_mean([row[name] for row in rows])
+    for metric in INTERVAL_METRICS:
+        values = [row[metric] for row in rows]
+        bounds = None if None in values else t_interval(values)
+        floor = -1.0 if COLUMNS[metric].unit.startswith("-1") else 0.0
+        low, high = (max(bounds[0], floor), min(bounds[1], 1.0)) if bounds else (None, None)
+        mean[f"{metric}_low"], mean[f"{metric}_high"] = low, high
+    mean["reason"] = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
+    return mean
+
+
+def _missing(
+    defense: str,
+    valid: list[tuple[str, int]],
+    found: Mapping[tuple[str, int, str], Mapping[str, Any]],
+) -> list[str]:
+    seeds = {seed for _, seed in valid}
+    gaps = []
+    for name, seed in valid:
+        row = found.get((name, seed, defense))
+        status = "not run" if row is None else row["status"]
+        if status != "ok":
+            which = f"{name} seed {seed}" if len(seeds) > 1 else name
+            gaps.append(f"{which} ({status})")
+    return gaps
+
+
+def _mean_of_means(values: list[tuple[str, float | None]]) -> float | None:
+    by_attack: dict[str, list[float | None]] = {}
+    for name, value in values:
+        by_attack.setdefault(name, []).append(value)
+    return _strict_mean([_strict_mean(group) for group in by_attack.values()])
+
+
+def _strict_mean(values: list[float | None]) -> float | None:
+    """None as soon as one value is missing: a mean over fewer would not be comparable."""
+    if not values or any(value is None for value in values):
+        return None
+    return math.fsum(values) / len(values)
+
+
+def _long_form(results: Results, section: str, names: Mapping[str, str]) -> pd.DataFrame:
+    cells = {cell.key: cell for cell in results.cells}
+    records = []
+    for row in _sorted_rows(map(_row, results.cells), results.manifest):
+        identity = {name: row[name] for name in _IDENTITY}
+        for entry in getattr(cells[row["key"]], section):
+            records.append(identity | {name: entry.get(key) for name, key in names.items()})
+    return _frame(records, (*_IDENTITY, *names))
+
+
+def _sorted_rows(rows: Iterable[dict[str, Any]], manifest: Manifest) -> list[dict[str, Any]]:
+    attacks = {label: place for place, label in enumerate(manifest.attacks)}
+    defenses = {label: place for place, label in enumerate(manifest.defenses)}
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            row["control"],
+            attacks.get(row["attack"], len(attacks)),
+            row["attack"],
+            tuple(str(row[name]) for name in CONTEXT),
+            STATUSES.index(row["status"]),
+            *_descending(row, "auroc_vs_decoy", "auroc_delta"),
+            defenses.get(row["defense"], len(defenses)),
+            row["defense"],
+            -1 if row["seed"] is None else row["seed"],
+            row["key"],
+        )
+
+    return sorted(rows, key=place)
+
+
+def _descending(row: Mapping[str, Any], *names: str) -> tuple[float, ...]:
+    return tuple(math.inf if row[name] is None else -row[name] for name in names)
+
+
+def _frame(rows: list[dict[str, Any]], names: tuple[str, ...]) -> pd.DataFrame:
+    """``rows`` as a frame: numbers float64, integers Int64, flags bool, the rest objects."""
+    frame = pd.DataFrame(rows, columns=list(names), dtype=object)
+    for name in names:
+        column = COLUMNS.get(name)
+        if name in ("n_attacks", "n_seeds") or (column and column.kind == "integer"):
+            frame[name] = frame[name].astype("Int64")
+        elif column and column.kind == "flag":
+            frame[name] = frame[name].astype(bool)
+        elif (column and column.kind == "number") or name in _LONG_NUMBERS or _bound(name):
+            frame[name] = frame[name].astype("float64")
+    return frame
+
+
+_LONG_NUMBERS = frozenset(
+    ("nominal_fpr", "threshold", "tpr", "fpr", "fpr_decoy", "value", "low", "high")
+)
+
+
+def _bound(name: str) -> bool:
+    return name.endswith(("_low", "_high"))

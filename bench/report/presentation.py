@@ -1,0 +1,203 @@
+"""Tables for people: which columns are shown, how numbers are rounded, what the notes say."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+import pandas as pd
+
+from bench.report.formats import TextTable, number_text
+from bench.report.leaderboard import over_seeds, summary, varying_context
+from bench.report.schema import Results
+
+__all__ = ["leaderboard_table", "plain_table", "summary_table"]
+
+ABSENT = "–"
+REASON_LENGTH = 160
+"""Characters of a reason that the notes show; the CSV has all of it."""
+
+Row = dict[str, Any]
+
+
+def leaderboard_table(results: Results) -> TextTable:
+    """The readable subset of the leaderboard, seeds averaged, with the notes a reader needs."""
+    frame = over_seeds(results)
+    context = varying_context(frame) if len(frame) else []
+    repeated = len(frame) > 0 and len(results.manifest.seeds) > 1
+    headers, rows = [], []
+    for row in frame.to_dict("records"):
+        shown = _readable(row, context, repeated)
+        headers = list(shown)
+        rows.append(tuple(shown.values()))
+    texts = {"attack", "defense", "auxiliary", "status", *context}
+    return TextTable(
+        name="leaderboard",
+        title=f"Leaderboard, profile {results.manifest.profile}",
+        notes=(*_state(results), *(_leaderboard_notes(frame, results) if rows else ())),
+        headers=tuple(headers),
+        rows=tuple(rows),
+        numeric=frozenset(headers) - texts,
+        rules_before=_group_starts([row["attack"] for row in frame.to_dict("records")]),
+    )
+
+
+def summary_table(results: Results) -> TextTable:
+    """Averages over complete columns, or what is missing for them."""
+    frame = summary(results)
+    headers = tuple(name.replace("_", " ") for name in frame.columns)
+    rows = tuple(
+        tuple(_summary_text(name, value) for name, value in row.items())
+        for row in frame.to_dict("records")
+    )
+    gaps = [row for row in frame.to_dict("records") if row["missing"]]
+    if not len(frame):
+        note = "No defense was run."
+    elif gaps:
+        note = (
+            "No averages: they are given only when every defense has an ok row on every valid "
+            "attack, and the last column names what is missing."
+        )
+    else:
+        note = (
+            "Means over the attacks that pass the validity gate, controls left out; every defense "
+            "has an ok row on each of them. Seeds are averaged first."
+        )
+    return TextTable(
+        name="summary",
+        title=f"Averages over attacks, profile {results.manifest.profile}",
+        notes=(*_state(results), note),
+        headers=headers,
+        rows=rows,
+        numeric=frozenset(headers) - {"defense", "missing"},
+    )
+
+
+def plain_table(name: str, frame: pd.DataFrame, results: Results) -> TextTable:
+    """``frame`` with all its columns, keys cut to 12 characters."""
+    rows = tuple(
+        tuple(
+            value[:12] if column == "key" else number_text(value) for column, value in row.items()
+        )
+        for row in frame.to_dict("records")
+    )
+    numeric = frozenset(c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c].dtype))
+    return TextTable(
+        name=name,
+        title=f"{name.capitalize()}, profile {results.manifest.profile}",
+        notes=_state(results),
+        headers=tuple(frame.columns),
+        rows=rows,
+        numeric=numeric,
+    )
+
+
+def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
+    shown = {"attack": row["attack"] + (" (control)" if row["control"] else "")}
+    shown |= {name: number_text(row[name]) for name in context}
+    shown["defense"] = row["defense"] + (" †" if row["transductive"] else "")
+    shown |= {"auxiliary": row["auxiliary"], "status": row["status"]}
+    if repeated:
+        shown["n"] = str(row["n_seeds"])
+    return shown | {
+        "AUROC": _with_interval(row, "auroc"),
+        "placebo": _rate(row["auroc_placebo"]),
+        "delta": _with_interval(row, "auroc_delta", sign="+"),
+        "decoy": _rate(row["auroc_decoy"]),
+        "vs decoy": _with_interval(row, "auroc_vs_decoy"),
+        "TPR@1%": _rate(row["tpr_at_1fpr"]),
+        "TPR@5%": _rate(row["tpr_at_5fpr"]),
+        "TPR/FPR cal.": _pair(row["tpr_calibrated"], row["fpr_calibrated"]),
+        "CA/twin": _pair(row["clean_accuracy"], row["clean_accuracy_twin"]),
+        "ASR/twin": _pair(row["attack_success_rate"], row["attack_success_rate_twin"]),
+        "fit s": _decimals(row["fit_seconds"], 1),
+        "ms/img": _decimals(row["score_ms_per_image"], 2),
+    }
+
+
+def _state(results: Results) -> tuple[str, ...]:
+    """What keeps cells out of the tables, if anything does."""
+    if results.manifest.smoke:
+        return ("This was a smoke run (--limit-steps): its cells enter no table.",)
+    if results.unfinished:
+        return (
+            f"{results.unfinished} of {len(results.manifest.cells)} cells are not stored yet: "
+            "the run goes on or was interrupted.",
+        )
+    return ()
+
+
+def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]:
+    rules = sorted({rule for rule in frame["threshold_source"] if rule})
+    nominal = {(cell.calibrated or {}).get("nominal_fpr") for cell in results.cells} - {None}
+    rates = " or ".join(f"{rate:.3g}" for rate in sorted(nominal)) or "stated"
+    repeated = len(results.manifest.seeds) > 1
+    notes = [
+        "Sorted within each attack by vs decoy, then delta; rows that are not ok come last.",
+        "AUROC: triggered non-target images against clean test images. Placebo: the same defense "
+        "and images on the clean twin, an encoder without the backdoor; delta = AUROC - placebo. "
+        "Decoy: images stamped with a look-alike of the trigger that does not activate the "
+        "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
+        "what only a detector of the backdoor itself can win.",
+        f"Thresholds were chosen on clean data at a nominal false positive rate of {rates}, never "
+        f"on test scores (TPR/FPR cal.; rule: {', '.join(rules) or 'none'}); each defense "
+        "has one setting for all attacks. TPR@1% and TPR@5% are read off the ROC curve.",
+        "Validity gate (not for controls): ASR >= 0.8, at least 0.5 above the twin's, clean "
+        "accuracy within 0.05 of the twin's. 0.3 <= ASR < 0.8 is attack-weak, below that "
+        "attack-invalid; both stay outside averages.",
+        "Brackets: "
+        + (
+            "n seeds are averaged; a 95 % t interval for n >= 3, none for n = 2, the test-sampling "
+            "interval for n = 1."
+            if repeated
+            else "test-sampling interval, a bootstrap over source images."
+        ),
+    ]
+    if frame["transductive"].any():
+        notes.append("† transductive: the defense looks at the test batch as a whole.")
+    return (*notes, *_reasons(frame))
+
+
+def _reasons(frame: pd.DataFrame) -> list[str]:
+    """One sentence per reason for a failed or skipped cell, with the cells it holds for."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in frame.to_dict("records"):
+        if row["status"] in ("failed", "skipped"):
+            reason = textwrap.shorten(row["reason"], REASON_LENGTH, placeholder=" …")
+            found = cells.setdefault((row["status"], reason or "no reason given"), [])
+            found.append(f"{row['defense']} on {row['attack']}")
+    return [
+        f"{status.capitalize()} ({reason}): {', '.join(names)}."
+        for (status, reason), names in cells.items()
+    ]
+
+
+def _group_starts(labels: list[str]) -> frozenset[int]:
+    return frozenset(i for i in range(1, len(labels)) if labels[i] != labels[i - 1])
+
+
+def _summary_text(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return number_text(value)
+    return _decimals(value, {"fit_seconds": 1, "score_ms_per_image": 2}.get(name, 3))
+
+
+def _with_interval(row: Row, metric: str, sign: str = "") -> str:
+    value, low, high = (row[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
+    text = _decimals(value, 3, sign)
+    if any(math.isnan(bound) for bound in (value, low, high)):
+        return text
+    return f"{text} [{_decimals(low, 3, sign)}, {_decimals(high, 3, sign)}]"
+
+
+def _rate(value: float) -> str:
+    return _decimals(value, 3)
+
+
+def _pair(first: float, second: float) -> str:
+    return ABSENT if math.isnan(first) and math.isnan(second) else f"{_rate(first)}/{_rate(second)}"
+
+
+def _decimals(value: float, digits: int, sign: str = "") -> str:
+    return ABSENT if math.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -1,0 +1,131 @@
+"""Writes every table and plot of a results folder, each file whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.report.export import table_text
+from bench.report.schema import Manifest, load_manifest, load_results
+
+__all__ = ["REPORT_VERSION", "is_current", "render"]
+
+REPORT_VERSION = 1
+"""Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
+
+RECORD = "report.json"
+
+_TABLES = (
+    ("leaderboard.csv", "csv", "leaderboard"),
+    ("leaderboard.md", "markdown", "leaderboard"),
+    ("leaderboard.tex", "latex", "leaderboard"),
+    ("leaderboard.html", "html", "leaderboard"),
+    ("tables/summary.csv", "csv", "summary"),
+    ("tables/summary.md", "markdown", "summary"),
+    ("tables/summary.tex", "latex", "summary"),
+    ("tables/thresholds.csv", "csv", "thresholds"),
+    ("tables/downstream.csv", "csv", "downstream"),
+)
+
+
+def render(results_dir: Path) -> list[Path]:
+    """Write tables, plots and ``report.json`` into ``results_dir``; the paths written.
+
+    Everything comes from stored cells. Files of an earlier report that no longer belong are
+    removed. A smoke run gives tables without rows that say so, and no plots.
+
+    Raises
+    ------
+    ReportError
+        When the manifest or a cell is missing or damaged; tables and plots then stay as they were
+        or are partly new, and :func:`is_current` is False.
+    """
+    results_dir = Path(results_dir)
+    digest = _digest(results_dir, load_manifest(results_dir))
+    earlier = _recorded(results_dir)
+    written: list[str] = []
+    for name, content in _contents(results_dir):
+        _write(results_dir / name, content)
+        written.append(name)
+    for name in sorted(set(earlier.get("outputs", [])) - set(written)):
+        (results_dir / name).unlink(missing_ok=True)
+    record = {"version": REPORT_VERSION, "digest": digest, "outputs": sorted(written)}
+    _write(results_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    return [results_dir / name for name in (*written, RECORD)]
+
+
+def is_current(results_dir: Path) -> bool:
+    """Whether the stored cells are those of the last report and all its files are there.
+
+    Raises
+    ------
+    ReportError
+        When ``manifest.json`` is missing or damaged.
+    """
+    results_dir = Path(results_dir)
+    record = _recorded(results_dir)
+    if record.get("digest") != _digest(results_dir, load_manifest(results_dir)):
+        return False
+    return all((results_dir / name).is_file() for name in record["outputs"])
+
+
+def _contents(results_dir: Path) -> Iterator[tuple[str, bytes]]:
+    results = load_results(results_dir)
+    for name, form, table in _TABLES:
+        yield name, table_text(results, form, table).encode()
+    if not results.cells:
+        return
+    from bench.report.plots import draw_all  # matplotlib costs a second: only who draws pays it
+    from bench.report.style import encoded, plot_style
+
+    with plot_style():
+        for stem, figure in draw_all(results):
+            for suffix, content in encoded(figure).items():
+                yield f"plots/{stem}.{suffix}", content
+
+
+def _digest(results_dir: Path, manifest: Manifest) -> str:
+    """SHA-256 over the report's version, the manifest's order and every ``cell.json``."""
+    cells = {}
+    for key in manifest.cells:
+        path = results_dir / "cells" / key / "cell.json"
+        cells[key] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    document = {
+        "version": REPORT_VERSION,
+        "profile": manifest.profile,
+        "attacks": manifest.attacks,
+        "defenses": manifest.defenses,
+        "seeds": manifest.seeds,
+        "smoke": manifest.smoke,
+        "cells": cells,
+    }
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _recorded(results_dir: Path) -> dict:
+    """The last report's record; empty when there is none that can be used."""
+    path = results_dir / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    usable = isinstance(record, dict) and isinstance(record.get("outputs"), list)
+    return record if usable and all(_inside(name) for name in record["outputs"]) else {}
+
+
+def _inside(name: object) -> bool:
+    """Whether ``name`` is a relative path that stays in the results folder."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

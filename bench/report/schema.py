@@ -1,0 +1,319 @@
+"""Reads stored cells: ``manifest.json`` and ``cells/<key>/`` of one results folder."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.report.columns import (
+    COLUMNS,
+    LEADERBOARD_COLUMNS,
+    ROW_COLUMNS,
+    STATUSES,
+    Column,
+)
+
+__all__ = [
+    "CELL_SCHEMA",
+    "COLUMNS",
+    "LEADERBOARD_COLUMNS",
+    "ROW_COLUMNS",
+    "STATUSES",
+    "Column",
+    "Manifest",
+    "ReportError",
+    "Results",
+    "StoredCell",
+    "load_cells",
+    "load_manifest",
+    "load_results",
+]
+
+CELL_SCHEMA = 1
+"""Version of the ``cell.json`` layout that this module reads."""
+
+SCORE_COLUMNS = ("image", "label", "split", "condition", "encoder", "score")
+
+_SECTIONS: dict[str, type] = {
+    "row": dict,
+    "control": bool,
+    "transductive": bool,
+    "config": dict,
+    "thresholds": list,
+    "downstream": list,
+    "intervals": dict,
+}
+
+
+class ReportError(ValueError):
+    """A results folder that cannot be read; the message is one line and names the file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run wrote about itself: labels in display order and the keys of its cells."""
+
+    profile: str
+    attacks: tuple[str, ...]
+    defenses: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[str, ...]
+    smoke: bool = False
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """One cell as it lies on disk.
+
+    Attributes
+    ----------
+    row
+        The leaderboard row; metrics of failed and skipped cells are None.
+    control
+        The attack is a control: the gate does not apply and the cell stays out of averages.
+    thresholds, downstream
+        Long-form entries: one per threshold rule, one per downstream number.
+    intervals
+        Metric name -> [low, high], the test-sampling interval.
+    decoy
+        The decoy used and the candidates tried; empty when there was none.
+    path
+        The cell's folder.
+    """
+
+    key: str
+    row: dict[str, Any]
+    control: bool
+    transductive: bool
+    config: dict[str, Any]
+    thresholds: list[dict[str, Any]]
+    downstream: list[dict[str, Any]]
+    intervals: dict[str, Any]
+    decoy: dict[str, Any]
+    path: Path
+    provenance: dict[str, Any] = field(default_factory=dict)
+    trigger: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        return self.row["status"]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the cell has scores: it neither failed nor was skipped."""
+        return self.status not in ("failed", "skipped")
+
+    @property
+    def seed(self) -> int:
+        return -1 if self.row["seed"] is None else self.row["seed"]
+
+    @property
+    def calibrated(self) -> dict[str, Any] | None:
+        """The entry of ``thresholds`` behind ``tpr_calibrated`` and ``fpr_calibrated``."""
+        names = ("threshold_source", "tpr_calibrated", "fpr_calibrated")
+        wanted = tuple(self.row[name] for name in names)
+        for entry in self.thresholds:
+            if (entry.get("rule"), entry.get("tpr"), entry.get("fpr")) == wanted:
+                return entry
+        return None
+
+    def scores(self) -> pd.DataFrame:
+        """Per-image scores: image, label, split, condition, encoder, score.
+
+        Raises
+        ------
+        ReportError
+            When ``scores.parquet`` is missing or damaged.
+        """
+        path = self.path / "scores.parquet"
+        try:
+            return pd.read_parquet(path, columns=list(SCORE_COLUMNS))
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise _damaged(path, error) from None
+
+    def figures(self) -> dict[str, np.ndarray] | None:
+        """Arrays of ``figures.npz``, or None when the defense drew none.
+
+        Raises
+        ------
+        ReportError
+            When the file is damaged, or a figure is not uint8 (M, H, W, 3) with one entry per
+            input image.
+        """
+        path = self.path / "figures.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise _damaged(path, error) from None
+        _check_figures(arrays, path)
+        return arrays
+
+
+@dataclass(frozen=True)
+class Results:
+    """What tables and plots are made of.
+
+    Attributes
+    ----------
+    cells
+        Cells that may enter a table: none for a smoke run.
+    unfinished
+        How many cells the manifest lists that are not stored (yet).
+    """
+
+    manifest: Manifest
+    cells: tuple[StoredCell, ...]
+    unfinished: int = 0
+
+
+def load_manifest(results_dir: Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises
+    ------
+    ReportError
+        When it is missing or damaged.
+    """
+    path = Path(results_dir) / "manifest.json"
+    if not path.exists():
+        raise ReportError(f"{path}: not found; `bench run` writes it")
+    document = _read_json(path)
+    try:
+        return Manifest(
+            profile=str(document["profile"]),
+            attacks=tuple(str(label) for label in document["attacks"]),
+            defenses=tuple(str(label) for label in document["defenses"]),
+            seeds=tuple(int(seed) for seed in document["seeds"]),
+            cells=tuple(dict.fromkeys(str(key) for key in document["cells"])),
+            smoke=bool(document.get("smoke", False)),
+        )
+    except KeyError as error:
+        raise ReportError(f"{path}: damaged, it has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def load_cells(results_dir: Path) -> list[StoredCell]:
+    """The stored cells that ``manifest.json`` lists, in its order.
+
+    Other folders under ``cells/`` are history and are not read. A listed cell that is not stored
+    (a run in progress or interrupted) is left out.
+
+    Raises
+    ------
+    ReportError
+        When the manifest or a ``cell.json`` is damaged; the message names the file.
+    """
+    paths = _cell_files(Path(results_dir), load_manifest(results_dir))
+    return [_load_cell(path) for path in paths if path.exists()]
+
+
+def load_results(results_dir: Path) -> Results:
+    """Manifest and cells together; a smoke run contributes no cells.
+
+    Raises
+    ------
+    ReportError
+        See :func:`load_cells`.
+    """
+    manifest = load_manifest(results_dir)
+    if manifest.smoke:
+        return Results(manifest, ())
+    cells = tuple(load_cells(results_dir))
+    return Results(manifest, cells, unfinished=len(manifest.cells) - len(cells))
+
+
+def _cell_files(results_dir: Path, manifest: Manifest) -> list[Path]:
+    return [results_dir / "cells" / key / "cell.json" for key in manifest.cells]
+
+
+def _load_cell(path: Path) -> StoredCell:
+    document = _read_json(path)
+    if document.get("schema") != CELL_SCHEMA:
+        raise ReportError(
+            f"{path}: schema {document.get('schema')!r}, this version reads {CELL_SCHEMA}"
+        )
+    for section, kind in _SECTIONS.items():
+        if not isinstance(document.get(section), kind):
+            raise ReportError(f"{path}: damaged, {section!r} is not a {kind.__name__}")
+    if document.get("key") != path.parent.name:
+        raise ReportError(f"{path}: damaged, its key is {document.get('key')!r}")
+    return StoredCell(
+        key=document["key"],
+        decoy=document.get("decoy") or {},
+        provenance=document.get("provenance") or {},
+        trigger=document.get("trigger") or {},
+        path=path.parent,
+        **{section: document[section] for section in _SECTIONS if section != "row"},
+        row=_checked_row(document["row"], path),
+    )
+
+
+def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``row`` in column order, with every value of its column's kind or None."""
+    missing = [name for name in ROW_COLUMNS if name not in row]
+    if missing:
+        raise ReportError(f"{path}: damaged, its row has no {', '.join(missing)}")
+    if row["status"] not in STATUSES:
+        raise ReportError(f"{path}: damaged, unknown status {row['status']!r}")
+    checked = {}
+    for name in ROW_COLUMNS:
+        try:
+            checked[name] = _typed(row[name], COLUMNS[name].kind)
+        except (TypeError, ValueError):
+            raise ReportError(
+                f"{path}: damaged, {name!r} should be {COLUMNS[name].kind}, got {row[name]!r}"
+            ) from None
+    return checked
+
+
+def _typed(value: Any, kind: str) -> Any:
+    if kind == "text":
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "" if value is None else str(value)
+    if value is None:
+        return None
+    if isinstance(value, (str, bool)):
+        raise TypeError(value)
+    return int(value) if kind == "integer" else float(value)
+
+
+def _check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:
+    for name in ("input", "condition", "image"):
+        if name not in arrays:
+            raise ReportError(f"{path}: damaged, it has no {name!r}")
+    count = arrays["input"].shape[0] if arrays["input"].ndim else 0
+    for name, array in arrays.items():
+        if array.shape[:1] != (count,):
+            raise ReportError(f"{path}: damaged, {name!r} is {array.shape}, not of {count} images")
+        pictures = name not in ("condition", "image")
+        if pictures and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3):
+            raise ReportError(
+                f"{path}: damaged, {name!r} is {array.dtype} {array.shape}, "
+                "should be uint8 (M, H, W, 3)"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(document, dict):
+        raise ReportError(f"{path}: damaged, not a JSON object")
+    return document
+
+
+def _damaged(path: Path, error: Exception) -> ReportError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return ReportError(f"{path}: damaged or unreadable ({first_line})")

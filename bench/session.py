@@ -1,0 +1,433 @@
+"""One run from configuration to tables: what the command line and ``bench.run`` share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import registry
+from bench.cells import CellStore, RunningMark
+from bench.config import AttackEntry, ConfigFile, DefenseEntry
+from bench.errors import InputError, nearest
+from bench.matrix import Cell, Component, Environment, Planner, Stage, topological
+from bench.progress import Silent
+from bench.provenance import code_version, hardware, library_versions
+from bench.store import Store, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.data.sources import Source
+    from bench.executors.inline import Outcome
+
+SMOKE_SUFFIX = "-smoke"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of the matrix to run, and how.
+
+    Attributes
+    ----------
+    attacks, defenses
+        Labels; None for all.
+    seeds
+        None for the profile's.
+    limit_steps
+        Cap on the steps of every training loop; results are marked smoke and kept apart.
+    """
+
+    profile: str | None = None
+    attacks: tuple[str, ...] | None = None
+    defenses: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    device: str | None = None
+    results: Path | None = None
+    cache: Path | None = None
+    retry_failed: bool = False
+    limit_steps: int | None = None
+
+
+@dataclass
+class Session:
+    """A configuration file and a selection, resolved step by step; cheap until it is run."""
+
+    file: ConfigFile
+    selection: Selection = field(default_factory=Selection)
+    reporter: Silent = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        config = self.file.config
+        self.profile_name, self.profile = config.profile(self.selection.profile)
+        matrix = config.matrix
+        self.attacks = _selected(matrix.attacks, self.selection.attacks, "attack")
+        self.defenses = _selected(matrix.defenses, self.selection.defenses, "defense")
+        self.seeds = self.selection.seeds or self.profile.seeds
+
+    @property
+    def results(self) -> Path:
+        """``<results>/<profile>/``; smoke runs have a folder of their own."""
+        smoke = SMOKE_SUFFIX if self.selection.limit_steps is not None else ""
+        return results_folder(self.file, self.selection.results, self.profile_name + smoke)
+
+    @cached_property
+    def store(self) -> Store:
+        chosen = self.selection.cache or os.environ.get("BENCH_CACHE")
+        return Store(Path(chosen) if chosen else self.file.root / ".bench")
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Device, precision and threads; ``auto`` takes the accelerator when there is one."""
+        import torch
+
+        wanted = self.selection.device or self.profile.device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise InputError("device 'cuda' was asked for and none is available; use --device cpu")
+        found = "cuda" if wanted == "auto" and torch.cuda.is_available() else wanted
+        device = "cpu" if found == "auto" else found
+        return Environment(
+            device, self.profile.precision, self.profile.threads, self.selection.limit_steps
+        )
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Every data set that the profile names, opened but not decoded."""
+        from bench.data.sources import open_source
+
+        config, profile = self.file.config, self.profile
+        roots = data_roots(self.file)
+        names = {
+            profile.dataset: ("profiles", self.profile_name, "dataset"),
+            profile.out_of_distribution: ("profiles", self.profile_name, "out_of_distribution"),
+        }
+        for position, downstream in enumerate(profile.downstreams):
+            here = ("profiles", self.profile_name, "downstreams", position, "dataset")
+            names.setdefault(downstream.dataset, here)
+        opened = {}
+        for name, location in names.items():
+            try:
+                opened[name] = open_source(name, config.datasets[name], roots, self.file.root)
+            except InputError as error:
+                where = ("datasets", name) if config.datasets[name].path else location
+                raise self.file.yaml.error(where, str(error)) from None
+        return opened
+
+    @cached_property
+    def planner(self) -> Planner:
+        from bench.encoders.simclr import SimCLRRecipe
+
+        recipe = SimCLRRecipe.model_validate(self.profile.pretraining)
+        return Planner(
+            config=self.file.config,
+            profile_name=self.profile_name,
+            profile=self.profile,
+            environment=self.environment,
+            data_specs=self._data_spec,
+            component=resolve_component,
+            recipe={
+                "name": "simclr",
+                "version": recipe.version,
+                "parameters": recipe.parameters(),
+            },
+        )
+
+    @cached_property
+    def all_cells(self) -> list[Cell]:
+        """The whole matrix of the profile, whatever was selected."""
+        seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds)))
+        return self.planner.cells(seeds)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The selected cells."""
+        attacks = {entry.label for entry in self.attacks}
+        defenses = {entry.label for entry in self.defenses}
+        return [
+            cell
+            for cell in self.all_cells
+            if cell.identity["attack"] in attacks
+            and cell.identity["defense"] in defenses
+            and cell.identity["seed"] in self.seeds
+        ]
+
+    def check(self) -> None:
+        """Every check that needs no computing; raises :class:`InputError` and writes nothing."""
+        self.file.check_components()
+        self.sources  # noqa: B018 - opening them is the check
+        for stage in topological([cell.stage for cell in self.cells]):
+            if stage.kind == "data" and not self.store.peek("data", stage.key):
+                self.sources[stage.spec["dataset"]].check(stage.spec["split"])
+
+    def run(self) -> Outcome:
+        """Run the selected cells, then rebuild the tables.
+
+        Raises
+        ------
+        InputError
+            Before anything is written.
+        """
+        from bench.executors.inline import InlineExecutor, Outcome
+        from bench.workspace import Workspace
+
+        self.check()
+        cells = CellStore(self.results)
+        pending = [cell for cell in self.cells if not cell.skip and self._to_do(cells, cell)]
+        done = len(self.cells) - len(pending)
+        outcome = Outcome()
+        self._prepare_results(cells)
+        for cell in self.cells:
+            if cell.skip:
+                self._store_skip(cells, cell)
+            elif cell not in pending and cells.status(cell.key) == "failed":
+                outcome.failed[cell.key] = "failed before; --retry-failed tries again"
+        if pending:
+            self._set_up_torch()
+            self.store.sweep()
+            workspace = Workspace(
+                self.store, self.environment, self.sources, self.reporter, code_version()
+            )
+            stages = topological([cell.stage for cell in pending])
+            self.reporter.plan(len(stages), len(self.cells), done)
+            with RunningMark(self.results) as mark:
+                ran = InlineExecutor(workspace, cells, self.reporter, mark).run(pending)
+            outcome.computed, outcome.cached = ran.computed, ran.cached
+            outcome.failed |= ran.failed
+        self.render()
+        return outcome
+
+    def render(self) -> None:
+        """Rebuild tables and plots unless they are current."""
+        from bench.report import is_current, render
+
+        if not is_current(self.results):
+            self.reporter.note("rendering tables and plots")
+            render(self.results)
+
+    def _to_do(self, cells: CellStore, cell: Cell) -> bool:
+        status = cells.status(cell.key)
+        if status == "failed":
+            return self.selection.retry_failed
+        return status in (None, "skipped")
+
+    def _prepare_results(self, cells: CellStore) -> None:
+        cells.folder.mkdir(parents=True, exist_ok=True)
+        cells.sweep()
+        manifest = self.results / "manifest.json"
+        content = json.dumps(self._manifest(), indent=1, sort_keys=True) + "\n"
+        if not manifest.is_file() or manifest.read_text() != content:
+            write_atomically(manifest, content)
+
+    def _manifest(self) -> dict[str, Any]:
+        matrix = self.file.config.matrix
+        return {
+            "schema": 1,
+            "profile": self.profile_name,
+            "attacks": [entry.label for entry in matrix.attacks],
+            "defenses": [entry.label for entry in matrix.defenses],
+            "seeds": sorted({cell.identity["seed"] for cell in self.all_cells}),
+            "cells": [cell.key for cell in self.all_cells],
+            "smoke": self.selection.limit_steps is not None,
+            "config": {
+                "profile": self.profile.model_dump(mode="json"),
+                "protocol": self.file.config.protocol.model_dump(mode="json"),
+                "matrix": matrix.model_dump(mode="json"),
+            },
+            "tables": self.file.config.tables.model_dump(mode="json"),
+            "environment": self.environment.describe(),
+            "hardware": hardware(self.environment.device),
+            "versions": library_versions(),
+        }
+
+    def _store_skip(self, cells: CellStore, cell: Cell) -> None:
+        if cells.status(cell.key) != "skipped":
+            extra = {
+                "control": cell.stage.spec["control"],
+                "smoke": self.selection.limit_steps is not None,
+                "config": cell.stage.spec["config"],
+            }
+            cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
+
+    def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
+        known = self.__dict__.setdefault("_data_specs", {})
+        if (dataset, split) not in known:
+            source = self.sources[dataset]
+            try:
+                fingerprint = source.fingerprint(split)
+            except InputError as error:
+                raise self.file.yaml.error(("datasets", dataset), str(error)) from None
+            known[dataset, split] = {
+                "dataset": dataset,
+                "split": split,
+                "fingerprint": fingerprint,
+                **source.describe(),
+            }
+        return known[dataset, split]
+
+    def _set_up_torch(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.environment.threads)
+        if self.environment.device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def resolve_component(group: str, name: str, parameters: Mapping[str, Any]) -> Component:
+    """What keys and skips need to know about a component with the given parameters."""
+    component = registry.load(group, name)
+    instance = component.model_validate(dict(parameters))
+    missing = registry.missing_packages(component)
+    skip = f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
+    needed = set(getattr(component, "requires", frozenset())) & {"text"}
+    if needed and skip is None:
+        skip = f"{name} requires a text tower, which this encoder has not"
+    from bench.api import Control
+
+    return Component(
+        name=name,
+        version=component.version,
+        parameters=instance.parameters(),
+        control=issubclass(component, Control),
+        requires=frozenset(getattr(component, "requires", frozenset())),
+        references=int(getattr(instance, "references", 0)),
+        skip=skip,
+    )
+
+
+def data_roots(file: ConfigFile) -> list[Path]:
+    """Folders searched for named data sets: ``BENCH_DATA`` first, then the configured ones."""
+    named = os.environ.get("BENCH_DATA", "")
+    extra = [Path(part) for part in named.split(os.pathsep) if part]
+    return extra + [file.root / root for root in file.config.data_roots]
+
+
+def results_folder(file: ConfigFile, results: Path | None, profile: str) -> Path:
+    """Where the results of a profile lie."""
+    return (Path(results) if results else file.root / "results") / profile
+
+
+def run(
+    config: str | Path = "bench.yaml",
+    *,
+    profile: str | None = None,
+    attacks: Sequence[str] | None = None,
+    defenses: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str | None = None,
+    results: str | Path | None = None,
+    cache: str | Path | None = None,
+    retry_failed: bool = False,
+    limit_steps: int | None = None,
+) -> pd.DataFrame:
+    """Run a matrix and return its leaderboard, one row per cell.
+
+    The same as ``bench run``, without progress output.
+
+    Raises
+    ------
+    InputError
+        For a mistake in the configuration or an input file, before anything is written.
+    """
+    from bench.report import load_results
+    from bench.report.leaderboard import leaderboard
+
+    session = Session(
+        ConfigFile(Path(config)),
+        Selection(
+            profile=profile,
+            attacks=tuple(attacks) if attacks is not None else None,
+            defenses=tuple(defenses) if defenses is not None else None,
+            seeds=tuple(seeds) if seeds is not None else None,
+            device=device,
+            results=Path(results) if results is not None else None,
+            cache=Path(cache) if cache is not None else None,
+            retry_failed=retry_failed,
+            limit_steps=limit_steps,
+        ),
+    )
+    session.run()
+    return leaderboard(load_results(session.results))
+
+
+def load_victim(path: str | Path) -> Any:
+    """The :class:`bench.api.Victim` of an implant artifact: encoder, trigger, training figures.
+
+    Parameters
+    ----------
+    path
+        The artifact's folder in the cache (``<cache>/implant/<xx>/<key>``).
+
+    Raises
+    ------
+    InputError
+        When the folder is not a whole implant artifact.
+    """
+    from bench.api import Victim
+    from bench.encoders.encoder import Encoder
+    from bench.store import damage
+    from bench.workspace import restore_trigger
+
+    folder = Path(path)
+    problem = damage(folder) if folder.is_dir() else "no such folder"
+    if problem or not (folder / "triggers.json").is_file():
+        raise InputError(f"{folder} is no implant artifact: {problem or 'it has no trigger'}")
+    return Victim(
+        Encoder.load(folder / "encoder.safetensors"),
+        restore_trigger(json.loads((folder / "triggers.json").read_text())["trigger"]),
+        json.loads((folder / "metrics.json").read_text()),
+    )
+
+
+def load_scores(cell: str | Path) -> pd.DataFrame:
+    """The scores of a stored cell, one row per scored image.
+
+    Parameters
+    ----------
+    cell
+        The cell's folder, ``results/<profile>/cells/<key>``.
+
+    Returns
+    -------
+    DataFrame
+        Columns image, label, split, condition, encoder, score.
+    """
+    import pandas as pd
+
+    path = Path(cell) / "scores.parquet"
+    if not path.is_file():
+        raise InputError(f"{cell} holds no scores; is it a finished cell?")
+    return pd.read_parquet(path)
+
+
+def _selected(
+    entries: Sequence[AttackEntry] | Sequence[DefenseEntry],
+    labels: tuple[str, ...] | None,
+    kind: str,
+) -> list[Any]:
+    if labels is None:
+        return list(entries)
+    known = {entry.label: entry for entry in entries}
+    for label in labels:
+        if label not in known:
+            raise InputError(f"unknown {kind} {label!r}{nearest(label, known)}")
+    if not labels:
+        raise InputError(f"no {kind} selected; the matrix would be empty")
+    return [known[label] for label in dict.fromkeys(labels)]
+
+
+def seconds_known(store: Store, stage: Stage) -> float | None:
+    """How long a stage of this name took last time in this cache."""
+    from bench.executors.inline import cost_name
+
+    path = store.root / "seconds" / f"{cost_name(stage)}.json"
+    try:
+        return float(json.loads(path.read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+

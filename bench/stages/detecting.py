@@ -1,0 +1,387 @@
+"""Stages that run a defense: fit and score. All that a defense is shown is built here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench import registry
+from bench.api import DefenderView, Defense
+from bench.data.imageset import ImageSet
+from bench.data.splits import check_disjoint, permuted_rows
+from bench.encoders.defender import DefenderEncoder
+from bench.matrix import Stage
+from bench.memory import PeakMemory
+from bench.stages.auditing import test_images
+from bench.workspace import Workspace, generator_for, write_json, write_tensors
+
+
+class HeldImages(ImageSet):
+    """A copy whose float images are one tensor, so that their embeddings are computed once."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__(
+            images.uint8(),
+            labels=images.labels if images.labelled else None,
+            class_names=images.class_names,
+            name=images.name,
+        )
+        self._whole = super().float()
+
+    def float(self, positions: Tensor | slice | None = None) -> Tensor:
+        return self._whole if positions is None else super().float(positions)
+
+
+@dataclass
+class Fitted:
+    """A fitted defense and the encoder it was fitted on."""
+
+    defense: Defense
+    encoder: DefenderEncoder
+    threshold_images: ImageSet
+    seconds_per_embedding: float
+
+
+def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
+    """Fit a defense on one encoder; returns its cost."""
+    defense, view, fitted = _prepare(stage, workspace)
+    with PeakMemory(workspace.device) as memory:
+        start = time.perf_counter()
+        defense.fit(view)
+        seconds = time.perf_counter() - start
+    state = defense.state()
+    if state is not None:
+        write_tensors(folder / "state.safetensors", state)
+    write_json(folder / "fit.json", {"state": state is not None})
+    workspace.fitted.get(stage.key, lambda: fitted)
+    # What came from memory is charged as if this defense had computed it.
+    charged = fitted.encoder.hits * fitted.seconds_per_embedding
+    return {"fit_seconds": seconds + charged, "peak_memory_mb": memory.peak_mb}
+
+
+def restore(stage: Stage, workspace: Workspace) -> Fitted:
+    """The fitted defense of a finished fit stage: from memory, its state, or a repeated fit."""
+
+    def load() -> Fitted:
+        defense, view, fitted = _prepare(stage, workspace)
+        if workspace.json(stage, "fit.json")["state"]:
+            defense.load_state(workspace.tensors(stage, "state.safetensors"), view)
+        else:
+            defense.fit(view)
+        return fitted
+
+    return workspace.fitted.get(stage.key, load)
+
+
+def _prepare(stage: Stage, workspace: Workspace) -> tuple[Defense, DefenderView, Fitted]:
+    spec = stage.spec
+    defense: Defense = registry.load("defenses", spec["component"]["name"]).model_validate(
+        spec["component"]["parameters"]
+    )
+    owned = _auxiliary(stage, workspace)
+    held_out = max(1, round(len(owned) * spec["held_out_auxiliary"]))
+    fit_images, threshold_images = (
+        owned.select(torch.arange(held_out, len(owned))),
+        owned.select(torch.arange(held_out)),
+    )
+    if "auxiliary_labels" not in defense.requires:
+        fit_images = fit_images.without_labels()
+    auxiliary = HeldImages(fit_images.to(workspace.device))
+    encoder = DefenderEncoder(workspace.encoder(stage.inputs["encoder"]), defense.requires)
+    embeddings, seconds = workspace.embeddings(
+        stage.inputs["encoder"],
+        ("auxiliary", stage.inputs["auxiliary"].key, repr(spec["auxiliary"])),
+        lambda: [auxiliary.float()],
+    )
+    encoder.remember(auxiliary.float(), embeddings)
+    generator = workspace.generator(stage)
+    view = DefenderView(
+        encoder=encoder,
+        auxiliary=auxiliary,
+        suspicious=_suspicious(stage, workspace) if "suspicious" in defense.requires else None,
+        seed=int(torch.randint(2**31, (), generator=workspace.generator(stage, "seed"))),
+        generator=generator,
+        progress=workspace.progress,
+        precision=workspace.environment.precision,
+    )
+    per_image = seconds / max(1, len(auxiliary))
+    return defense, view, Fitted(defense, encoder, threshold_images, per_image)
+
+
+def _auxiliary(stage: Stage, workspace: Workspace) -> ImageSet:
+    images = workspace.images(stage.inputs["auxiliary"])
+    chosen = stage.spec["auxiliary"]
+    if "rows" in chosen:
+        return images.select(permuted_rows(len(images), chosen["rows"], images.name))
+    count = min(chosen["first"], len(images))
+    rows = {"seed": chosen["seed"], "start": 0, "stop": count}
+    return images.select(permuted_rows(len(images), rows, images.name))
+
+
+def _suspicious(stage: Stage, workspace: Workspace) -> ImageSet:
+    """An unlabelled, shuffled pool of which the protocol's rate carries the trigger."""
+    chosen = stage.spec["suspicious"]
+    train = workspace.images(stage.inputs["train"])
+    rows = permuted_rows(len(train), chosen["rows"], train.name)
+    if stage.inputs["train"].key == stage.inputs["auxiliary"].key:
+        owned = permuted_rows(len(train), stage.spec["auxiliary"]["rows"], train.name)
+        check_disjoint({"suspicious": rows, "auxiliary": owned})
+    pool = train.select(rows).uint8()
+    stamped = round(len(pool) * chosen["poison_rate"])
+    trigger = workspace.trigger(stage.inputs["audit"])
+    pool[:stamped] = _to_uint8(trigger(pool[:stamped].float() / 255))
+    # The generator has no attack in it: the placebo's pool is the same pixels in the same order.
+    order = torch.randperm(len(pool), generator=generator_for(stage.spec["seed"], "pool", ""))
+    return ImageSet(pool[order].to(workspace.device), name="suspicious pool")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The images of one score stage in the order in which a defense sees them.
+
+    Every pass over the test set shows each source image once, in a random condition, so that no
+    batch holds two versions of one image; which pass shows which condition is a seeded draw.
+    """
+
+    images: Tensor
+    image: np.ndarray
+    condition: np.ndarray
+    split: np.ndarray
+    breaks: tuple[int, ...]
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        for start, stop in zip(self.breaks, self.breaks[1:], strict=False):
+            for first in range(start, stop, size):
+                yield slice(first, min(first + size, stop))
+
+
+def build_bundle(
+    test: ImageSet,
+    calibration: ImageSet,
+    stamps: dict[str, Any],
+    seed: int,
+) -> Bundle:
+    """Stamp, mix and permute the images of a score stage.
+
+    Parameters
+    ----------
+    stamps
+        Condition -> trigger, or None for ``clean``. All conditions take one path: uint8 source ->
+        float -> stamp -> uint8; the clean images go through it with no stamp.
+    """
+    random = np.random.default_rng([seed, 7])
+    names = list(stamps)
+    versions = {name: stamp_images(test, trigger) for name, trigger in stamps.items()}
+    # Row p of `turn` is the condition that pass p shows of every image.
+    turn = random.permuted(np.tile(np.arange(len(names))[:, None], (1, len(test))), axis=0)
+    calibration_pass = random.integers(len(names), size=len(calibration))
+    images, image, condition, split, breaks = [], [], [], [], [0]
+    for index in range(len(names)):
+        extra = np.flatnonzero(calibration_pass == index)
+        numbers = np.concatenate([np.arange(len(test)), extra])
+        kinds = np.concatenate([turn[index], np.full(len(extra), -1)])
+        order = random.permutation(len(numbers))
+        numbers, kinds = numbers[order], kinds[order]
+        part = torch.empty(len(numbers), *test.uint8(slice(0, 1)).shape[1:], dtype=torch.uint8)
+        for kind, name in enumerate(names):
+            part[kinds == kind] = versions[name][numbers[kinds == kind]]
+        part[kinds == -1] = stamp_images(
+            calibration.select(torch.from_numpy(numbers[kinds == -1])), None
+        )
+        images.append(part)
+        image.append(numbers)
+        condition.append(np.array([*names, "clean"])[kinds])
+        split.append(np.where(kinds == -1, "calibration", "test"))
+        breaks.append(breaks[-1] + len(numbers))
+    return Bundle(
+        torch.cat(images),
+        np.concatenate(image),
+        np.concatenate(condition),
+        np.concatenate(split),
+        tuple(breaks),
+    )
+
+
+def stamp_images(images: ImageSet, trigger: Any) -> Tensor:
+    """uint8 (N, 3, H, W): the one path of clean and stamped images (invariant 1)."""
+    parts = []
+    for batch in images.batches(1000):
+        parts.append(_to_uint8(batch if trigger is None else trigger(batch)).cpu())
+    return torch.cat(parts) if parts else images.uint8().cpu()
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return images.mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
+    """Score the test images under every condition, calibration and held-out auxiliary images."""
+    spec, encoder_stage = stage.spec, stage.inputs["fit"].inputs["encoder"]
+    fitted = restore(stage.inputs["fit"], workspace)
+    bundle = _bundle(stage, workspace)
+    embeddings, seconds = workspace.embeddings(
+        encoder_stage,
+        ("bundle", _bundle_key(stage)),
+        lambda: (
+            bundle.images[chunk].to(workspace.device).float().div(255)
+            for chunk in bundle.chunks(spec["score_batch"])
+        ),
+    )
+    scorer = Scorer(fitted, type(fitted.defense).__name__)
+    hits = fitted.encoder.hits
+    with PeakMemory(workspace.device) as memory:
+        start = time.perf_counter()
+        scores = np.concatenate(
+            [
+                scorer.score(bundle.images[chunk].to(workspace.device), embeddings[chunk])
+                for chunk in bundle.chunks(spec["score_batch"])
+            ]
+        )
+        elapsed = time.perf_counter() - start
+    charged = (fitted.encoder.hits - hits) * seconds / len(embeddings)
+    own = fitted.threshold_images
+    own_scores = np.concatenate(
+        [
+            scorer.score(own.uint8(slice(i, i + spec["score_batch"])).to(workspace.device))
+            for i in range(0, len(own), spec["score_batch"])
+        ]
+    )
+    frame = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "image": bundle.image,
+                    "split": bundle.split,
+                    "condition": bundle.condition,
+                    "score": scores,
+                }
+            ),
+            pd.DataFrame(
+                {
+                    "image": np.arange(len(own_scores)),
+                    "split": "auxiliary",
+                    "condition": "clean",
+                    "score": own_scores,
+                }
+            ),
+        ],
+        ignore_index=True,
+    ).sort_values(["split", "condition", "image"], kind="stable", ignore_index=True)
+    frame["image"] = frame["image"].astype(np.int32)
+    frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+    write_json(folder / "score.json", {"encoder_score": _encoder_score(fitted.defense)})
+    _figures(stage, workspace, fitted, folder)
+    return {
+        "score_ms_per_image": 1000 * (elapsed + charged) / len(scores),
+        "peak_memory_mb": memory.peak_mb,
+    }
+
+
+class Scorer:
+    """Calls a defense on one batch and checks what comes back."""
+
+    def __init__(self, fitted: Fitted, name: str) -> None:
+        self._fitted = fitted
+        self._name = name
+
+    def score(self, images: Tensor, embeddings: Tensor | None = None) -> np.ndarray:
+        """uint8 images -> float32 (N,), finite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When the defense returns another type or length, a non-finite score, or changed the
+            images it was given.
+        """
+        batch = images.float().div(255)
+        if embeddings is not None:
+            self._fitted.encoder.remember(batch, embeddings)
+        version = batch._version
+        result = self._fitted.defense.score(batch)
+        if batch._version != version:
+            raise ValueError(f"{self._name}.score changed the images it was given")
+        return checked_scores(result, len(batch), self._name)
+
+
+def checked_scores(result: object, count: int, name: str) -> np.ndarray:
+    """float32 (count,) of a defense's answer, or an error that says what is wrong with it."""
+    if isinstance(result, Tensor):
+        result = result.detach().cpu().float().numpy()
+    if not isinstance(result, np.ndarray):
+        raise TypeError(
+            f"{name}.score must return a tensor or an array, not {type(result).__name__}"
+        )
+    if not np.issubdtype(result.dtype, np.floating):
+        raise TypeError(f"{name}.score must return floats, not {result.dtype}")
+    if result.shape != (count,):
+        raise ValueError(f"{name}.score returned shape {result.shape} for {count} images")
+    wrong = int((~np.isfinite(result)).sum())
+    if wrong:
+        raise ValueError(f"{name}.score returned {wrong} non-finite of {count} scores")
+    return result.astype(np.float32)
+
+
+def _bundle_key(stage: Stage) -> tuple[str, ...]:
+    audit, train, test = (stage.inputs[name].key for name in ("audit", "train", "test"))
+    spec = stage.spec
+    chosen = (spec["calibration"], spec["test_images"], spec["split_seed"], spec["score_batch"])
+    return audit, train, test, repr(chosen)
+
+
+def _bundle(stage: Stage, workspace: Workspace) -> Bundle:
+    def build() -> Bundle:
+        audit, spec = stage.inputs["audit"], stage.spec
+        train = workspace.images(stage.inputs["train"])
+        rows = permuted_rows(len(train), spec["calibration"], train.name)
+        stamps = {"clean": None, "triggered": workspace.trigger(audit)}
+        decoy = workspace.trigger(audit, "decoy")
+        if decoy is not None:
+            stamps["decoy"] = decoy
+        return build_bundle(
+            test_images(stage, workspace), train.select(rows), stamps, spec["split_seed"]
+        )
+
+    return workspace.bundles.get(_bundle_key(stage), build)
+
+
+def _encoder_score(defense: Defense) -> float | None:
+    value = defense.score_encoder()
+    if value is None:
+        return None
+    if not np.isfinite(value):
+        raise ValueError(f"{type(defense).__name__}.score_encoder returned {value}")
+    return float(value)
+
+
+def _figures(stage: Stage, workspace: Workspace, fitted: Fitted, folder: Path) -> None:
+    """Pictures of a few test images of other classes than the target, clean and triggered."""
+    audit, count = stage.inputs["audit"], stage.spec["figure_images"]
+    if count == 0 or type(fitted.defense).figures is Defense.figures:
+        return
+    test = test_images(stage, workspace)
+    others = torch.from_numpy(np.flatnonzero(test.labels != audit.spec["target"]))[:count]
+    chosen = test.select(others)
+    conditions = {"clean": None, "triggered": workspace.trigger(audit)}
+    inputs = torch.cat([stamp_images(chosen, trigger) for trigger in conditions.values()])
+    figures = fitted.defense.figures(inputs.to(workspace.device).float().div(255))
+    arrays = {
+        "input": inputs.permute(0, 2, 3, 1).numpy(),
+        "condition": np.repeat(np.array(list(conditions)), len(others)),
+        "image": np.tile(others.numpy(), len(conditions)),
+    }
+    for name, array in figures.items():
+        if array.dtype != np.uint8 or array.shape[0] != len(inputs):
+            raise ValueError(
+                f"{type(fitted.defense).__name__}.figures: {name!r} must be uint8 with one "
+                f"picture per image, got {array.dtype} {array.shape}"
+            )
+        arrays[name] = array
+    np.savez_compressed(folder / "figures.npz", **arrays)

@@ -1,0 +1,195 @@
+"""Content-addressed artifacts: one folder per stage key, atomic, verified, pickle-free.
+
+Layout: ``<root>/<kind>/<key[:2]>/<key>/`` holds the files of a stage and ``manifest.json`` with
+their SHA-256. A folder appears under its final name only when complete (a rename), so that a
+reader never sees half an artifact and a killed writer leaves only a folder under ``tmp/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+MANIFEST = "manifest.json"
+COST = "cost.json"
+"""Measured seconds and memory: beside the artifact, not part of its content."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no whitespace: equal values give equal text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what JSON cannot hold (NaN and infinities included).
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_key(description: Mapping[str, Any]) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of a stage's description."""
+    return hashlib.sha256(canonical_json(description).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file so that a reader sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of checksums over every file in ``folder``."""
+    files = {
+        path.relative_to(folder).as_posix(): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, COST)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder in a few words; None when it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest cannot be read"
+    if not isinstance(files, dict):
+        return "its manifest cannot be read"
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_digest(path) != digest:
+            return f"{name} does not match its checksum"
+    return None
+
+
+class Store:
+    """The cache of stage artifacts under ``root``; safe for several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._verified: set[str] = set()
+
+    def folder(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact is there and whole. A damaged one is removed with a warning."""
+        folder = self.folder(kind, key)
+        if not folder.is_dir():
+            return False
+        if key in self._verified:
+            return True
+        problem = damage(folder)
+        if problem is None:
+            self._verified.add(key)
+            return True
+        warnings.warn(
+            f"cached {kind} {key[:12]} is damaged ({problem}); it is computed again", stacklevel=2
+        )
+        self._discard(folder)
+        return False
+
+    def peek(self, kind: str, key: str) -> bool:
+        """Whether a folder of that key exists, unverified (for plans and status)."""
+        return self.folder(kind, key).is_dir()
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclusive right to compute ``key``; another process waits here until it is done."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            yield
+
+    @contextlib.contextmanager
+    def writing(self, kind: str, key: str) -> Iterator[Path]:
+        """A scratch folder that becomes the artifact when the block ends without an error."""
+        target = self.folder(kind, key)
+        with self.scratch() as scratch:
+            yield scratch
+            seal(scratch)
+            publish(scratch, target)
+        self._verified.add(key)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder under ``tmp/``, removed at the end unless it was renamed away."""
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        scratch = self.root / "tmp" / name
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def sweep(self) -> int:
+        """Remove scratch folders of processes of this machine that no longer live."""
+        removed = 0
+        prefix = f"{socket.gethostname()}-"
+        for scratch in (self.root / "tmp").glob(f"{prefix}*"):
+            pid = scratch.name.removeprefix(prefix).split("-")[0]
+            if pid.isdigit() and not process_alive(int(pid)):
+                shutil.rmtree(scratch, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def _discard(self, folder: Path) -> None:
+        doomed = self.root / "tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        doomed.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """Rename a finished folder to its final name; whoever came first wins."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(scratch, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        if damage(target) is not None:
+            shutil.rmtree(target)
+            os.rename(scratch, target)
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

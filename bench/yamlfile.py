@@ -1,0 +1,89 @@
+"""YAML with line numbers: every value knows where it stands, so that every error can say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.errors import InputError
+
+Location = tuple[str | int, ...]
+
+
+class YamlFile:
+    """A parsed YAML file: ``data`` plus the line of every key and list item.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, is not UTF-8, has a syntax error, a duplicate key, a tag or a
+        merge that plain data does not need, or is not a mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lines: dict[Location, int] = {}
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; name one with --config") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._constructor = yaml.SafeLoader("")
+            self.data: dict[str, Any] = {} if node is None else self._build(node, (), frozenset())
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = f":{mark.line + 1}" if mark else ""
+            raise InputError(f"{path}{line}: YAML syntax error: {error.problem}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: YAML syntax error: {error}") from None
+        if not isinstance(self.data, dict):
+            raise InputError(f"{path}:1: the file must hold a mapping of keys to values")
+
+    def line(self, location: Location) -> int:
+        """The line (from 1) of ``location`` or of its nearest enclosing key."""
+        while location and location not in self._lines:
+            location = location[:-1]
+        return self._lines.get(location, 1)
+
+    def error(self, location: Location, message: str) -> InputError:
+        """``file:line: key.path: message``."""
+        where = dotted(location)
+        prefix = f"{self.path}:{self.line(location)}: "
+        return InputError(prefix + (f"{where}: {message}" if where else message))
+
+    def _build(self, node: yaml.Node, location: Location, above: frozenset[int]) -> Any:
+        self._lines.setdefault(location, node.start_mark.line + 1)
+        if id(node) in above:
+            raise self.error(location, "an alias that contains itself")
+        above = above | {id(node)}
+        if isinstance(node, yaml.MappingNode):
+            result: dict[Any, Any] = {}
+            for key_node, value_node in node.value:
+                key = self._constructor.construct_object(key_node)
+                if not isinstance(key, str | int):
+                    raise self.error(location, f"keys must be plain words, got {key!r}")
+                here = (*location, key)
+                self._lines[here] = key_node.start_mark.line + 1
+                if key in result:
+                    raise self.error(here, "this key stands twice")
+                result[key] = self._build(value_node, here, above)
+            return result
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self._build(child, (*location, position), above)
+                for position, child in enumerate(node.value)
+            ]
+        return self._constructor.construct_object(node)
+
+
+def dotted(location: Location) -> str:
+    """``("matrix", "defenses", 1, "label")`` -> ``matrix.defenses[1].label``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

@@ -1,0 +1,249 @@
+"""DeDe: a triggered image is one that its own embedding cannot draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import PrivateAttr, model_validator
+from torch import Tensor
+
+from bench.api import DefenderView, Defense, Encoder, Field
+from defenses._dede_model import (
+    DecoderModel,
+    keep_count,
+    load_published,
+    model_from_state,
+    patch_mask,
+    patchify,
+    random_order,
+    reconstruction_loss,
+    unpatchify,
+)
+
+Positive = Annotated[float, Field(gt=0)]
+EMBEDDING_BATCH = 1024
+SCORING_TOKENS = 32_768
+"""Patches decoded at once when scoring: bounds memory at 224 px as at 32 px."""
+SMALL_ATTENTION = 256
+"""Patches up to which whole attention maps are cheap to hold (see ``materialise_attention``)."""
+
+
+class Dede(Defense):
+    """Sample detector of Hou et al., "DeDe: Detecting Backdoor Samples for SSL Encoders via
+    Decoders" (CVPR 2025).
+
+    A masked autoencoder learns, on the defender's images, to rebuild an image from the encoder's
+    raw embedding and a few visible patches. The embedding of a triggered image is that of the
+    target, so what is drawn from it does not match: the score is the squared error summed over the
+    hidden patches, in normalised units.
+
+    Two departures from the published script. Batches are drawn in a new seeded order each epoch;
+    upstream walks the stored order and drops the same last images every time, which lets the order
+    of a file decide what is learnt. The random masks come from one seeded draw on the device, the
+    same distribution as a shuffle per image.
+
+    Attributes
+    ----------
+    patch_size
+        Side of a patch in pixels; must divide the image side.
+    mask_ratio, test_mask_ratio
+        Share of patches hidden in training and in scoring, in (0, 1) and (0, 1].
+        ``int(T * (1 - ratio))`` of T stay visible: at 0.99 none of 64, and the score then depends
+        on the image only through its embedding.
+    width, encoder_depth, decoder_depth, heads
+        Size of the autoencoder; ``heads`` must divide ``width``.
+    epochs, batch_size, learning_rate, weight_decay, schedule
+        Adam. The published rate is constant; ``cosine`` lets it fall to 0 over the run.
+    mean, std
+        Normalisation (R, G, B) of the space in which images are rebuilt and errors are summed; the
+        CIFAR constants, as published, whatever normalisation the encoder uses itself.
+    checkpoint
+        A decoder saved by the authors' code. It is loaded instead of training, with its own sizes:
+        of the fields above, only ``test_mask_ratio``, ``mean`` and ``std`` then matter.
+    """
+
+    patch_size: int = Field(4, ge=1)
+    mask_ratio: float = Field(0.9, gt=0, lt=1)
+    test_mask_ratio: float = Field(0.99, gt=0, le=1)
+    width: int = Field(192, ge=1)
+    encoder_depth: int = Field(12, ge=0)
+    decoder_depth: int = Field(4, ge=1)
+    heads: int = Field(3, ge=1)
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: Positive = 1e-3
+    weight_decay: float = Field(1e-6, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    std: tuple[Positive, Positive, Positive] = (0.2023, 0.1994, 0.2010)
+    checkpoint: Path | None = None
+
+    _model: DecoderModel = PrivateAttr()
+    _order: Tensor = PrivateAttr()
+    _encoder: Encoder | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Dede:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+    def fit(self, view: DefenderView) -> None:
+        """Train the decoder on (image, embedding) pairs of the auxiliary set, or load it.
+
+        Raises
+        ------
+        ValueError
+            When the patches do not tile the encoder's images, when nothing is hidden at the ratios
+            asked for, or when the checkpoint is unreadable or made for another encoder.
+        """
+        init_seed, mask_seed = torch.randint(2**62, (2,), generator=view.generator).tolist()
+        if self.checkpoint is not None:
+            model = load_published(self.checkpoint)
+        else:
+            model = self._new_model(view.encoder, init_seed)
+        # Drawn before training, so that a run cut short scores with the same patches.
+        order = random_order(1, model.tokens, view.generator)[0]
+        self._adopt(model, order, view.encoder)
+        if self.checkpoint is None:
+            self._train(view, mask_seed)
+
+    def score(self, images: Tensor) -> Tensor:
+        """float32 (N,): squared error summed over hidden pixels and channels, normalised units."""
+        scores = [
+            ((predicted - patches).square().sum(dim=2) * mask).sum(dim=1)
+            for predicted, patches, mask in self._rebuilt(images)
+        ]
+        return torch.cat(scores).cpu()
+
+    def figures(self, images: Tensor) -> dict[str, np.ndarray]:
+        """``reconstruction``: what is drawn in the hidden patches, the visible ones as they are."""
+        pictures = []
+        for predicted, patches, mask in self._rebuilt(images):
+            mean, std = self._statistics(patches.device)
+            mixed = torch.where(mask[:, :, None] > 0, predicted, patches)
+            pixels = unpatchify(mixed, self._model.patch_size) * std + mean
+            pictures.append(pixels.clamp(0, 1).mul(255).round().to(torch.uint8).cpu())
+        return {"reconstruction": torch.cat(pictures).permute(0, 2, 3, 1).numpy()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The decoder's tensors and the fixed permutation of the patches."""
+        model = self._fitted().state_dict()
+        tensors = {f"model.{key}": tensor.cpu().contiguous() for key, tensor in model.items()}
+        return {"order": self._order.cpu(), **tensors}
+
+    def load_state(self, state: dict[str, Tensor], view: DefenderView) -> None:
+        """Restore what :meth:`state` gave."""
+        prefix = "model."
+        tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        heads = self.heads if self.checkpoint is None else None
+        self._adopt(model_from_state(tensors, heads), state["order"], view.encoder)
+
+    def _new_model(self, encoder: Encoder, seed: int) -> DecoderModel:
+        # Layers initialise themselves from the global generator, on the CPU, so that every device
+        # starts from the same weights; the caller's stream is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return DecoderModel(
+                image_size=encoder.image_size,
+                patch_size=self.patch_size,
+                embedding_dim=encoder.embedding_dim,
+                width=self.width,
+                encoder_depth=self.encoder_depth,
+                decoder_depth=self.decoder_depth,
+                heads=self.heads,
+            )
+
+    def _adopt(self, model: DecoderModel, order: Tensor, encoder: Encoder) -> None:
+        for name in ("image_size", "embedding_dim"):
+            ours, theirs = getattr(model, name), getattr(encoder, name)
+            if ours != theirs:
+                raise ValueError(f"the decoder has {name} {ours}, the encoder {theirs}")
+        used = ["test_mask_ratio"] if self.checkpoint else ["test_mask_ratio", "mask_ratio"]
+        for name in used:
+            ratio = getattr(self, name)
+            if keep_count(model.tokens, ratio) == model.tokens:
+                raise ValueError(f"{name} {ratio} hides none of the {model.tokens} patches")
+        self._model = model.to(encoder.device).eval()
+        self._order = order.to(encoder.device)
+        self._encoder = encoder
+
+    def _train(self, view: DefenderView, mask_seed: int) -> None:
+        model, encoder = self._model, view.encoder
+        device = torch.device(encoder.device)
+        auxiliary = view.auxiliary.to(device)
+        # Nothing augments the images, so the frozen encoder sees each of them once.
+        embeddings = torch.cat(
+            [encoder.embed(batch) for batch in auxiliary.batches(EMBEDDING_BATCH)]
+        )
+        embeddings = embeddings.clone()  # out of inference mode: the graph saves them
+        batch_size = min(self.batch_size, len(auxiliary))
+        total = self.epochs * (len(auxiliary) // batch_size)
+        optimizer = torch.optim.Adam(
+            model.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self._rate(step / total)
+        )
+        half = view.precision == "bfloat16"
+        model.materialise_attention(
+            half and device.type == "cpu" and model.tokens <= SMALL_ATTENTION
+        )
+        masks = torch.Generator(device).manual_seed(mask_seed)
+        kept = keep_count(model.tokens, self.mask_ratio)
+        batches = _shuffled(len(auxiliary), batch_size, view.generator)
+        for _ in view.progress.track(range(total), "dede", total=total):
+            rows = next(batches)
+            patches = self._patches(auxiliary.float(rows))
+            order = random_order(len(rows), model.tokens, masks, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                predicted = model(patches, embeddings[rows.to(device)], order, kept)
+            mask = patch_mask(order, kept)
+            loss = reconstruction_loss(predicted, patches, mask, self.mask_ratio)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        model.materialise_attention(False)
+
+    def _rate(self, done: float) -> float:
+        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
+
+    @torch.inference_mode()
+    def _rebuilt(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of (predicted, patches, mask): (n, T, 3pp) twice and (n, T)."""
+        model = self._fitted()
+        kept = keep_count(model.tokens, self.test_mask_ratio)
+        for part in images.split(max(1, SCORING_TOKENS // model.tokens)):
+            batch = part.to(self._order.device)
+            patches = self._patches(batch)
+            order = self._order.expand(len(batch), -1)
+            predicted = model(patches, self._encoder.embed(batch), order, kept)
+            yield predicted, patches, patch_mask(order, kept)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        mean, std = self._statistics(images.device)
+        return patchify((images - mean) / std, self._model.patch_size)
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        shape = (1, 3, 1, 1)
+        mean = torch.tensor(self.mean, device=device).view(shape)
+        return mean, torch.tensor(self.std, device=device).view(shape)
+
+    def _fitted(self) -> DecoderModel:
+        if self._encoder is None:
+            raise RuntimeError("Dede has not been fitted: call fit or load_state first")
+        return self._model
+
+
+def _shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers of full batches, epoch after epoch, each in a new order; the rest is dropped."""
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - size + 1, size):
+            yield order[start : start + size]

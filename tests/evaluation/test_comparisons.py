@@ -1,0 +1,106 @@
+"""Who is a positive and who is a negative in each column."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from bench.evaluation.bootstrap import Bootstrap, Sample
+from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
+from bench.evaluation.detection import detection_metrics
+
+LABELS = np.arange(120) % 6
+TARGET = 2
+
+
+def cell(decoy_shift: float = 0.0) -> CellScores:
+    """A defense that reacts to the backdoor (shift 1.5), and by ``decoy_shift`` to any stamp."""
+    content = np.random.default_rng(0).normal(size=len(LABELS))
+    noise = np.random.default_rng(1).normal(0, 0.1, size=(4, len(LABELS)))
+    return CellScores(
+        labels=LABELS,
+        target=TARGET,
+        clean=Sample.of_all(content),
+        triggered=Sample.of_all(content + noise[0] + 1.5 + decoy_shift),
+        placebo_clean=Sample.of_all(content + noise[1]),
+        placebo_triggered=Sample.of_all(content + noise[2] + decoy_shift),
+        decoy=Sample.of_all(content + noise[3] + decoy_shift),
+    )
+
+
+def test_a_detector_of_the_backdoor_wins_against_placebo_and_decoy():
+    values = control_metrics(cell())
+    assert values["auroc"] > 0.8
+    assert abs(values["auroc_decoy"] - 0.5) < 0.05
+    assert abs(values["auroc_placebo"] - 0.5) < 0.05
+    assert values["auroc_vs_decoy"] > 0.8
+    assert values["auroc_delta"] == values["auroc"] - values["auroc_placebo"]
+
+
+def test_a_detector_of_any_stamp_loses_against_placebo_and_decoy():
+    stamped = cell(decoy_shift=4)
+    seen = dataclasses.replace(stamped, triggered=stamped.decoy)
+    values = control_metrics(seen)
+    assert values["auroc"] > 0.95
+    assert values["auroc_vs_decoy"] == 0.5
+    assert abs(values["auroc_delta"]) < 0.02
+
+
+def test_target_class_images_are_negatives_but_not_positives():
+    scores = cell()
+    target_images = LABELS == TARGET
+    raised = scores.triggered.scores + 100.0 * target_images
+    changed = dataclasses.replace(scores, triggered=Sample.of_all(raised))
+    before, after = control_metrics(scores), control_metrics(changed)
+    assert after["auroc_all"] > before["auroc_all"]
+    for name in ("auroc", "auroc_delta", "auroc_vs_decoy", "auroc_decoy"):
+        assert after[name] == before[name]
+    lowered = Sample.of_all(scores.clean.scores - 100.0 * target_images)
+    assert control_metrics(dataclasses.replace(scores, clean=lowered))["auroc"] > before["auroc"]
+
+
+def test_a_defense_blind_to_stamps_is_not_judged_by_its_view_of_the_target_class():
+    by_class = Sample.of_all(100.0 * (LABELS == TARGET) + np.arange(len(LABELS)))
+    blind = dataclasses.replace(cell(), triggered=by_class, decoy=by_class)
+    assert control_metrics(blind)["auroc_vs_decoy"] == 0.5
+
+
+def test_point_values_agree_with_the_detection_metrics():
+    scores = cell()
+    other = LABELS != TARGET
+    metrics = detection_metrics(
+        scores.clean.scores, scores.triggered.scores[other], scores.triggered.scores[~other]
+    )
+    values = control_metrics(scores)
+    assert values["auroc"] == metrics["auroc"]
+    assert values["auroc_all"] == metrics["auroc_all"]
+
+
+def test_intervals_hold_their_point_values():
+    scores = cell()
+    intervals = detection_intervals(Bootstrap(LABELS, draws=400), scores)
+    values = control_metrics(scores)
+    assert set(intervals) == {*values, "aupr"}
+    for name, value in values.items():
+        low, high = intervals[name]
+        assert low <= value <= high, name
+    bootstrap = Bootstrap(LABELS, draws=400)
+    other = LABELS != TARGET
+    assert intervals["auroc_delta"] == bootstrap.auroc_delta(
+        scores.clean,
+        scores.triggered.where(other),
+        scores.placebo_clean,
+        scores.placebo_triggered.where(other),
+    )
+
+
+def test_without_a_decoy_its_columns_are_empty():
+    scores = dataclasses.replace(cell(), decoy=None)
+    values = control_metrics(scores)
+    assert math.isnan(values["auroc_decoy"])
+    assert math.isnan(values["auroc_vs_decoy"])
+    intervals = detection_intervals(Bootstrap(LABELS, draws=20), scores)
+    assert "auroc_vs_decoy" not in intervals
+    assert "auroc" in intervals

@@ -1,0 +1,196 @@
+"""Order, gaps, averages and number formats of the tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+from stored_cells import write_cell, write_manifest
+
+from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
+from bench.report.export import export
+from bench.report.leaderboard import leaderboard, over_seeds, summary, t_interval
+from bench.report.schema import load_results
+
+
+def test_columns_follow_the_design_and_each_is_described():
+    assert LEADERBOARD_COLUMNS[:8] == (
+        *("attack", "defense", "dataset", "encoder", "downstream", "target", "profile", "seed"),
+    )
+    after = LEADERBOARD_COLUMNS.index("code_version") + 1
+    assert LEADERBOARD_COLUMNS[after:] == ("probe", "decoy", "control", "transductive")
+    assert all(column.meaning for column in COLUMNS.values())
+
+
+def test_rows_are_sorted_within_attack_by_vs_decoy_and_controls_come_last(make_results):
+    frame = leaderboard(load_results(make_results()))
+    assert list(dict.fromkeys(frame["attack"])) == ["badencoder", "drupe", "none"]
+    for attack in ("badencoder", "drupe"):
+        rows = frame[frame["attack"] == attack]
+        assert list(rows["defense"]) == ["dede", "knn", "kmeans"]
+        assert rows["auroc_vs_decoy"].is_monotonic_decreasing
+    control = frame[frame["attack"] == "none"]
+    assert control["auroc_vs_decoy"].isna().all()
+    assert control["auroc_delta"].is_monotonic_decreasing
+
+
+def test_delta_breaks_ties_of_vs_decoy_and_manifest_order_breaks_the_rest(tmp_path):
+    deltas = {"a": 0.1, "b": 0.3, "d": 0.2, "c": 0.2}
+    keys = [
+        write_cell(tmp_path, "x", name, row={"auroc_vs_decoy": 0.7, "auroc_delta": delta})
+        for name, delta in deltas.items()
+    ]
+    write_manifest(tmp_path, ["x"], deltas, keys)
+    assert list(leaderboard(load_results(tmp_path))["defense"]) == ["b", "d", "c", "a"]
+
+
+def test_rows_that_are_not_ok_come_after_the_valid_ones(make_results):
+    special = {("drupe", "dede"): ("failed", "boom"), ("drupe", "knn"): ("skipped", "no text")}
+    frame = leaderboard(load_results(make_results(special=special)))
+    rows = frame[frame["attack"] == "drupe"]
+    assert list(rows["status"]) == ["ok", "skipped", "failed"]
+    assert rows["auroc"].isna().tolist() == [False, True, True]
+
+
+def test_weak_attacks_stay_visible_and_outside_averages(make_results):
+    special = {("drupe", name): ("attack-weak", "ASR 0.5") for name in ("dede", "kmeans", "knn")}
+    results = load_results(make_results(special=special))
+    frame = leaderboard(results)
+    assert frame.loc[frame["attack"] == "drupe", "auroc"].notna().all()
+    means = summary(results).set_index("defense")
+    assert means.loc["dede", "n_attacks"] == 1
+    only = frame[(frame["attack"] == "badencoder") & (frame["defense"] == "dede")]
+    assert means.loc["dede", "auroc"] == pytest.approx(only["auroc"].item())
+
+
+def test_averages_cover_valid_attacks_without_controls(make_results):
+    results = load_results(make_results())
+    frame = leaderboard(results)
+    kept = frame[~frame["control"]]
+    means = summary(results).set_index("defense")
+    assert (means["n_attacks"] == 2).all()
+    expected = kept.groupby("defense")["auroc_vs_decoy"].mean()
+    assert means["auroc_vs_decoy"].to_dict() == pytest.approx(expected.to_dict())
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped", "not run"])
+def test_one_missing_cell_withholds_every_average_and_is_named(make_results, status):
+    pair = ("drupe", "knn")
+    gone = (
+        {"absent": frozenset([pair])} if status == "not run" else {"special": {pair: (status, "r")}}
+    )
+    folder = make_results(**gone)
+    means = summary(load_results(folder)).set_index("defense")
+    assert means["auroc"].isna().all()
+    assert means.loc["knn", "missing"] == f"drupe ({status})"
+    assert means.loc["dede", "missing"] == ""
+    assert "No averages" in export(folder, "markdown", "summary")
+
+
+def test_a_cell_the_manifest_does_not_list_is_history(make_results):
+    folder = make_results()
+    write_cell(folder, "badencoder", "forgotten")
+    frame = leaderboard(load_results(folder))
+    assert len(frame) == 9
+    assert "forgotten" not in set(frame["defense"])
+
+
+def test_cells_not_stored_yet_are_counted_in_the_notes(make_results):
+    folder = make_results(absent=frozenset([("drupe", "knn")]))
+    assert load_results(folder).unfinished == 1
+    assert "1 of 9 cells are not stored yet" in export(folder, "markdown")
+
+
+def test_smoke_cells_enter_no_table_and_the_tables_say_so(make_results):
+    folder = make_results(smoke=True)
+    assert export(folder, "csv").strip() == ",".join(LEADERBOARD_COLUMNS)
+    for form in ("markdown", "latex", "html"):
+        assert "smoke run" in export(folder, form)
+    assert json.loads(export(folder, "json", "thresholds")) == []
+
+
+@pytest.mark.parametrize(("count", "has_interval"), [(2, False), (3, True)])
+def test_seeds_are_averaged_and_an_interval_needs_three(make_results, count, has_interval):
+    folder = make_results(seeds=tuple(range(count)))
+    results = load_results(folder)
+    cells = leaderboard(results)
+    rows = cells[(cells["attack"] == "drupe") & (cells["defense"] == "dede")]
+    mean = over_seeds(results)
+    assert len(mean) == 9
+    row = mean[(mean["attack"] == "drupe") & (mean["defense"] == "dede")].iloc[0]
+    assert row["n_seeds"] == count
+    assert row["auroc"] == pytest.approx(rows["auroc"].mean())
+    assert pd.notna(row["auroc_low"]) == has_interval
+    assert pd.notna(row["auroc_vs_decoy_low"]) == has_interval
+    assert "| n |" in export(folder, "markdown")
+
+
+def test_t_interval_matches_the_textbook():
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert t_interval([1.0, 2.0]) is None
+
+
+def test_cells_of_another_target_get_their_own_column_of_the_summary(tmp_path):
+    keys = [write_cell(tmp_path, "x", "d", row={"target": target}) for target in (0, 12)]
+    keys.append(write_cell(tmp_path, "x", "e", row={"target": 0}))
+    write_manifest(tmp_path, ["x"], ["d", "e"], keys)
+    means = summary(load_results(tmp_path)).set_index("defense")
+    assert means.loc["e", "missing"] == "x (12) (not run)"
+    assert "| target |" in export(tmp_path, "markdown")
+
+
+def test_csv_has_six_digits_and_empty_cells_for_missing(make_results):
+    folder = make_results(special={("drupe", "knn"): ("failed", "line one\nline two")})
+    rows = list(csv.DictReader(io.StringIO(export(folder, "csv"))))
+    assert rows[0]["fit_seconds"] == "12.3457"
+    assert rows[0]["seed"] == "0"
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert failed["auroc"] == failed["n_clean"] == ""
+    assert failed["reason"] == "line one\nline two"
+    assert {row["control"] for row in rows} == {"true", "false"}
+
+
+def test_long_tables_have_one_row_per_rule_and_number(make_results):
+    folder = make_results(special={("drupe", "knn"): ("failed", "boom")})
+    rules = pd.read_csv(io.StringIO(export(folder, "csv", "thresholds")))
+    assert len(rules) == 8 * 2
+    assert set(rules["rule"]) == {"clean-id", "own-auxiliary"}
+    numbers = pd.read_csv(io.StringIO(export(folder, "csv", "downstream")))
+    assert set(numbers["measured_on"]) == {"victim", "twin"}
+    assert set(numbers["encoder"]) == {"resnet-simclr"}
+    assert numbers["high"].isna().all()
+
+
+def test_notes_explain_thresholds_controls_gate_and_transductive_marks(make_results):
+    reason = ("skipped", "needs text")
+    folder = make_results(special={("drupe", "knn"): reason, ("badencoder", "knn"): reason})
+    text = export(folder, "markdown")
+    for phrase in (
+        "rate of 0.05, never",
+        "rule: clean-id",
+        "Placebo",
+        "Decoy",
+        "Validity gate",
+        "† transductive",
+    ):
+        assert phrase in text
+    assert "Skipped (needs text): knn on badencoder, knn on drupe." in text
+    assert "kmeans †" in text
+
+
+def test_long_reasons_are_cut_in_the_notes_and_whole_in_the_csv(make_results):
+    folder = make_results(special={("drupe", "knn"): ("failed", "word " * 100)})
+    assert "word …" in export(folder, "markdown")
+    assert "word " * 100 in export(folder, "csv")
+
+
+def test_unknown_names_are_answered_with_the_valid_ones_and_the_nearest(make_results):
+    folder = make_results()
+    with pytest.raises(ValueError, match=r"unknown format 'markdwn'.*did you mean 'markdown'"):
+        export(folder, "markdwn")
+    with pytest.raises(ValueError, match=r"unknown table 'x', valid: leaderboard, summary"):
+        export(folder, "csv", "x")
