@@ -65,7 +65,7 @@ class CellStore:
         """Store a failed or skipped cell: a row with its reason and no numbers."""
         scratch = self.scratch()
         row = {**identity, "status": status, "reason": reason, "key": key}
-        record = {"schema": 1, "key": key, "row": row, **extra}
+        record = {"schema": 1, "key": key, "row": row, "transductive": False, **extra}
         (scratch / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         self.publish(scratch, key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from enum import Enum
@@ -234,6 +235,9 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> 
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    # Before torch loads its OpenMP: threads that spin while they wait make two runs on one
+    # machine many times slower than one after the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

@@ -77,6 +77,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
             "key": stage.key,
             "row": row,
             "control": spec["control"],
+            "transductive": False,
             "smoke": workspace.environment.limit_steps is not None,
             "config": spec["config"],
             "provenance": workspace.provenance(stage),

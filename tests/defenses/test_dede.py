@@ -23,6 +23,15 @@ from defenses.dede import Dede
 CIFAR10 = Path(__file__).resolve().parents[2] / "../shared/data/cifar10/test.parquet"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Operations this small lose far more to threads than they gain, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class PooledPixels:
     """Embedding = average-pooled pixels; with a backdoor, a white corner gives the target's."""
 
@@ -95,21 +104,22 @@ def photographs():
 
 
 def real(**changes):
-    fields = {"width": 48, "encoder_depth": 1, "decoder_depth": 2, "heads": 2, "batch_size": 32}
-    return Dede(**(fields | {"learning_rate": 2e-3, "epochs": 12} | changes))
+    fields = {"patch_size": 8, "width": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+    return Dede(**(fields | {"batch_size": 16, "learning_rate": 3e-3, "epochs": 12} | changes))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_on_real_images_lowers_the_error_of_images_not_seen(photographs, precision):
-    encoder, unseen = PooledPixels(32, 8), photographs[384:].float() / 255
+    encoder, unseen = PooledPixels(32, 4), photographs[384:].float() / 255
     trained, untrained = real(), real()
     trained.fit(view_of(photographs[:384], encoder, precision=precision))
     untrained.fit(view_of(photographs[:384], encoder, limit=0))
-    assert trained.score(unseen).mean() < 0.6 * untrained.score(unseen).mean()
+    before, after = untrained.score(unseen).mean(), trained.score(unseen).mean()
+    assert after < 0.7 * before
 
 
 def test_images_whose_embedding_is_the_targets_stand_out(photographs):
-    clean = PooledPixels(32, 8)
+    clean = PooledPixels(32, 4)
     target = clean.embed(photographs[:1].float() / 255)
     defense = real()
     defense.fit(view_of(photographs[:384], clean))
@@ -119,14 +129,14 @@ def test_images_whose_embedding_is_the_targets_stand_out(photographs):
     truth = [0] * len(images) + [1] * len(stamped)
     auroc = {}
     for name, encoder in {
-        "victim": PooledPixels(32, 8, target),
+        "victim": PooledPixels(32, 4, target),
         "placebo": clean,
     }.items():
         copy = real()
         copy.load_state(defense.state(), view_of(photographs[:384], encoder))
         auroc[name] = roc_auc_score(truth, copy.score(torch.cat([images, stamped])))
-    assert auroc["victim"] > 0.9
-    assert auroc["placebo"] < auroc["victim"] - 0.1
+    assert auroc["victim"] > 0.85
+    assert auroc["placebo"] < auroc["victim"] - 0.2
 
 
 def test_score_is_the_squared_error_summed_over_hidden_pixels():
