@@ -9,7 +9,7 @@ errors. Images cross every boundary as float32 (N, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -194,6 +194,9 @@ class DefenderView:
     auxiliary
         The images the defender owns: clean, or by name out-of-distribution or poisoned. Labels
         only for who requires ``auxiliary_labels``.
+    embed_auxiliary
+        Embeddings of ``auxiliary``, float32 (N, D), in its order: what ``encoder.embed`` would
+        give, computed once for all defenses.
     suspicious
         Only for who requires it: an unlabelled, shuffled pool at the protocol's poison rate.
     generator
@@ -202,6 +205,7 @@ class DefenderView:
 
     encoder: Encoder
     auxiliary: ImageSet
+    embed_auxiliary: Callable[[], Tensor]
     generator: torch.Generator
     seed: int
     progress: Progress

@@ -221,32 +221,28 @@ def model_from_state(state: dict[str, Tensor], heads: int | None = None) -> Deco
     ValueError
         Lists every missing, unexpected and misshapen key.
     """
-    wanted = ("encoder.pos_embedding", "encoder.patchify.weight", "mlp.0.weight")
-    missing = [key for key in wanted if key not in state]
-    if missing:
-        raise ValueError(f"not a DeDe decoder: missing keys {missing}")
-    weight, projection = state["encoder.patchify.weight"], state["mlp.0.weight"]
-    if weight.ndim != 4 or projection.ndim != 2:
-        raise ValueError(
-            f"not a DeDe decoder: encoder.patchify.weight is {tuple(weight.shape)} instead of "
-            f"(width, 3, p, p), mlp.0.weight {tuple(projection.shape)} instead of (width, D)"
+    dimensions = {"encoder.pos_embedding": 3, "encoder.patchify.weight": 4, "mlp.0.weight": 2}
+    for key, ndim in dimensions.items():
+        if key not in state or state[key].ndim != ndim:
+            found = f"shape {tuple(state[key].shape)}" if key in state else "missing"
+            raise ValueError(f"not a DeDe decoder: {key} must have {ndim} dimensions ({found})")
+    blocks = {match.groups() for key in state if (match := _BLOCK.match(key))}
+    depths = {part: sum(part == owner for owner, _ in blocks) for part in ("encoder", "decoder")}
+    width, _, _, patch_size = state["encoder.patchify.weight"].shape
+    # On the meta device nothing is drawn or allocated for weights that are replaced at once.
+    with torch.device("meta"):
+        model = DecoderModel(
+            image_size=round(len(state["encoder.pos_embedding"]) ** 0.5) * patch_size,
+            patch_size=patch_size,
+            embedding_dim=state["mlp.0.weight"].shape[1],
+            width=width,
+            encoder_depth=depths["encoder"],
+            decoder_depth=depths["decoder"],
+            heads=heads or max(1, width // PUBLISHED_HEAD_WIDTH),
         )
-    depths = {"encoder": 0, "decoder": 0}
-    for key in state:
-        if found := _BLOCK.match(key):
-            depths[found[1]] = max(depths[found[1]], int(found[2]) + 1)
-    width, patch_size = weight.shape[0], weight.shape[3]
-    model = DecoderModel(
-        image_size=round(len(state["encoder.pos_embedding"]) ** 0.5) * patch_size,
-        patch_size=patch_size,
-        embedding_dim=projection.shape[1],
-        width=width,
-        encoder_depth=depths["encoder"],
-        decoder_depth=depths["decoder"],
-        heads=heads or max(1, width // PUBLISHED_HEAD_WIDTH),
-    )
     _check_keys(model.state_dict(), state)
-    model.load_state_dict(state)
+    copies = {key: tensor.detach().float().clone() for key, tensor in state.items()}
+    model.load_state_dict(copies, assign=True)
     return model
 
 

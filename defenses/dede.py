@@ -26,7 +26,6 @@ from defenses._dede_model import (
 )
 
 Positive = Annotated[float, Field(gt=0)]
-EMBEDDING_BATCH = 1024
 SCORING_TOKENS = 32_768
 """Patches decoded at once when scoring: bounds memory at 224 px as at 32 px."""
 SMALL_ATTENTION = 256
@@ -178,10 +177,7 @@ class Dede(Defense):
         device = torch.device(encoder.device)
         auxiliary = view.auxiliary.to(device)
         # Nothing augments the images, so the frozen encoder sees each of them once.
-        embeddings = torch.cat(
-            [encoder.embed(batch) for batch in auxiliary.batches(EMBEDDING_BATCH)]
-        )
-        embeddings = embeddings.clone()  # out of inference mode: the graph saves them
+        embeddings = view.embed_auxiliary().to(device)
         batch_size = min(self.batch_size, len(auxiliary))
         total = self.epochs * (len(auxiliary) // batch_size)
         optimizer = torch.optim.Adam(

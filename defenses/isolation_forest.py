@@ -31,7 +31,7 @@ class IsolationForest(Defense):
     def fit(self, view: DefenderView) -> None:
         """Grow the forest on the auxiliary embeddings, from ``view.seed``."""
         self._encoder = view.encoder
-        embeddings = view.encoder.embed(view.auxiliary.float()).cpu().numpy()
+        embeddings = view.embed_auxiliary().cpu().numpy()
         forest = Forest(
             n_estimators=self.trees,
             max_samples=min(self.subsample, len(embeddings)),

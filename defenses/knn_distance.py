@@ -42,7 +42,7 @@ class KnnDistance(Defense):
         """
         if len(view.auxiliary) < self.k:
             raise ValueError(f"k is {self.k} but there are {len(view.auxiliary)} auxiliary images")
-        self.load_state({"bank": view.encoder.embed(view.auxiliary.float())}, view)
+        self.load_state({"bank": view.embed_auxiliary()}, view)
 
     def score(self, images: Tensor) -> Tensor:
         """float32 (N,): mean distance to the nearest ``k``."""

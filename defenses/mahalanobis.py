@@ -30,7 +30,7 @@ class Mahalanobis(Defense):
         ValueError
             When all auxiliary embeddings are the same: no covariance can be inverted.
         """
-        embeddings = view.encoder.embed(view.auxiliary.float()).double().cpu().numpy()
+        embeddings = view.embed_auxiliary().double().cpu().numpy()
         if not np.ptp(embeddings, axis=0).any():
             raise ValueError("all auxiliary embeddings are equal: they have no covariance")
         gaussian = LedoitWolf().fit(embeddings)

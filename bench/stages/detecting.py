@@ -20,100 +20,100 @@ from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
 from bench.matrix import Stage
 from bench.memory import PeakMemory
-from bench.stages.auditing import test_images
+from bench.stages.auditing import BATCH, test_images
 from bench.workspace import Workspace, generator_for, write_json, write_tensors
-
-
-class HeldImages(ImageSet):
-    """A copy whose float images are one tensor, so that their embeddings are computed once."""
-
-    def __init__(self, images: ImageSet) -> None:
-        super().__init__(
-            images.uint8(),
-            labels=images.labels if images.labelled else None,
-            class_names=images.class_names,
-            name=images.name,
-        )
-        self._whole = super().float()
-
-    def float(self, positions: Tensor | slice | None = None) -> Tensor:
-        return self._whole if positions is None else super().float(positions)
 
 
 @dataclass
 class Fitted:
-    """A fitted defense and the encoder it was fitted on."""
+    """A fitted defense, the encoder it was fitted on, and its clean images for a threshold."""
 
     defense: Defense
     encoder: DefenderEncoder
     threshold_images: ImageSet
-    seconds_per_embedding: float
+
+
+class AuxiliaryEmbeddings:
+    """Embeds the auxiliary set when a defense asks, once per encoder for all defenses."""
+
+    def __init__(self, stage: Stage, workspace: Workspace, images: ImageSet) -> None:
+        self._stage = stage
+        self._workspace = workspace
+        self._images = images
+        self.seconds = 0.0
+
+    def __call__(self) -> Tensor:
+        chosen = (repr(self._stage.spec["auxiliary"]), self._stage.spec["held_out_auxiliary"])
+        embeddings, self.seconds = self._workspace.embeddings(
+            self._stage.inputs["encoder"],
+            ("auxiliary", self._stage.inputs["auxiliary"].key, *chosen),
+            lambda: self._images.batches(BATCH),
+        )
+        return embeddings.clone()
 
 
 def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     """Fit a defense on one encoder; returns its cost."""
-    defense, view, fitted = _prepare(stage, workspace)
+    view, fitted, embeddings = _prepare(stage, workspace)
+    # Embedded before the clock starts; charged below as if this defense alone had asked for it.
+    embeddings()
+    charged, embeddings.seconds = embeddings.seconds, 0.0
     with PeakMemory(workspace.device) as memory:
         start = time.perf_counter()
-        defense.fit(view)
+        fitted.defense.fit(view)
         seconds = time.perf_counter() - start
-    state = defense.state()
+    asked = embeddings.seconds > 0
+    state = fitted.defense.state()
     if state is not None:
         write_tensors(folder / "state.safetensors", state)
     write_json(folder / "fit.json", {"state": state is not None})
     workspace.fitted.get(stage.key, lambda: fitted)
-    # What came from memory is charged as if this defense had computed it.
-    charged = fitted.encoder.hits * fitted.seconds_per_embedding
-    return {"fit_seconds": seconds + charged, "peak_memory_mb": memory.peak_mb}
+    return {
+        "fit_seconds": seconds + (charged if asked else 0.0),
+        "peak_memory_mb": memory.peak_mb,
+    }
 
 
 def restore(stage: Stage, workspace: Workspace) -> Fitted:
     """The fitted defense of a finished fit stage: from memory, its state, or a repeated fit."""
 
     def load() -> Fitted:
-        defense, view, fitted = _prepare(stage, workspace)
+        view, fitted, _ = _prepare(stage, workspace)
         if workspace.json(stage, "fit.json")["state"]:
-            defense.load_state(workspace.tensors(stage, "state.safetensors"), view)
+            fitted.defense.load_state(workspace.tensors(stage, "state.safetensors"), view)
         else:
-            defense.fit(view)
+            fitted.defense.fit(view)
         return fitted
 
     return workspace.fitted.get(stage.key, load)
 
 
-def _prepare(stage: Stage, workspace: Workspace) -> tuple[Defense, DefenderView, Fitted]:
+def _prepare(
+    stage: Stage, workspace: Workspace
+) -> tuple[DefenderView, Fitted, AuxiliaryEmbeddings]:
     spec = stage.spec
     defense: Defense = registry.load("defenses", spec["component"]["name"]).model_validate(
         spec["component"]["parameters"]
     )
     owned = _auxiliary(stage, workspace)
     held_out = max(1, round(len(owned) * spec["held_out_auxiliary"]))
-    fit_images, threshold_images = (
-        owned.select(torch.arange(held_out, len(owned))),
-        owned.select(torch.arange(held_out)),
-    )
+    threshold_images = owned.select(torch.arange(held_out))
+    auxiliary = owned.select(torch.arange(held_out, len(owned))).to(workspace.device)
     if "auxiliary_labels" not in defense.requires:
-        fit_images = fit_images.without_labels()
-    auxiliary = HeldImages(fit_images.to(workspace.device))
+        auxiliary = auxiliary.without_labels()
+    embeddings = AuxiliaryEmbeddings(stage, workspace, auxiliary)
     encoder = DefenderEncoder(workspace.encoder(stage.inputs["encoder"]), defense.requires)
-    embeddings, seconds = workspace.embeddings(
-        stage.inputs["encoder"],
-        ("auxiliary", stage.inputs["auxiliary"].key, repr(spec["auxiliary"])),
-        lambda: [auxiliary.float()],
-    )
-    encoder.remember(auxiliary.float(), embeddings)
-    generator = workspace.generator(stage)
     view = DefenderView(
         encoder=encoder,
         auxiliary=auxiliary,
+        embed_auxiliary=embeddings,
         suspicious=_suspicious(stage, workspace) if "suspicious" in defense.requires else None,
         seed=int(torch.randint(2**31, (), generator=workspace.generator(stage, "seed"))),
-        generator=generator,
+        generator=workspace.generator(stage),
         progress=workspace.progress,
         precision=workspace.environment.precision,
     )
-    per_image = seconds / max(1, len(auxiliary))
-    return defense, view, Fitted(defense, encoder, threshold_images, per_image)
+    return view, Fitted(defense, encoder, threshold_images), embeddings
 
 
 def _auxiliary(stage: Stage, workspace: Workspace) -> ImageSet:

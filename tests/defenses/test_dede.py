@@ -25,7 +25,7 @@ CIFAR10 = Path(__file__).resolve().parents[2] / "../shared/data/cifar10/test.par
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Operations this small lose far more to threads than they gain, above all on a busy machine."""
+    """Operations this small lose more to threads than they gain, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,6 +66,7 @@ def view_of(images, encoder, *, seed=0, limit=None, precision="float32"):
     return DefenderView(
         encoder=encoder,
         auxiliary=ImageSet(images),
+        embed_auxiliary=lambda: encoder.embed(images.float() / 255),
         generator=torch.Generator().manual_seed(seed),
         seed=seed,
         progress=Limited(limit),
@@ -202,11 +203,13 @@ def test_same_seed_same_bytes_other_seed_other_decoder():
     assert not torch.equal(states[0]["model.mlp.0.weight"], states[2]["model.mlp.0.weight"])
 
 
-def test_fitting_leaves_the_global_random_stream_alone():
+def test_fitting_and_loading_leave_the_global_random_stream_alone():
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    tiny().fit(view_of(noise(24), PooledPixels()))
+    defense = tiny()
+    defense.fit(view_of(noise(24), PooledPixels()))
+    defense.load_state(defense.state(), view_of(noise(1), PooledPixels()))
     assert torch.equal(torch.rand(3), expected)
 
 

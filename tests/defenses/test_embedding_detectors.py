@@ -44,7 +44,14 @@ class Steps:
 
 def view_of(images, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return DefenderView(Pixels(), ImageSet(images), generator, seed, Steps())
+    return DefenderView(
+        encoder=Pixels(),
+        auxiliary=ImageSet(images),
+        embed_auxiliary=lambda: Pixels().embed(images.float() / 255),
+        generator=generator,
+        seed=seed,
+        progress=Steps(),
+    )
 
 
 def around(level, count, seed):
