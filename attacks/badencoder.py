@@ -110,9 +110,7 @@ class BadEncoder(ModelPoisoning):
                 features = network(encoder.normalise(torch.cat(parts)))
             c, b, r, a = features.float().split(sizes)
             loss0 = effectiveness(b, r, self.l0_reduce)
-            loss1 = consistency(
-                a.view(len(references), views, -1), clean_references.unsqueeze(1)
-            )
+            loss1 = consistency(a.view(len(references), views, -1), clean_references.unsqueeze(1))
             loss2 = consistency(c, clean_features[rows.to(clean_features.device)])
             loss = loss0 + self.lambda1 * loss1 + self.lambda2 * loss2
             optimiser.zero_grad(set_to_none=True)

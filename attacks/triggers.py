@@ -57,16 +57,20 @@ class PatchTrigger(Trigger):
         return inside
 
     def decoys(self) -> list[Trigger]:
-        """Another pattern or colour in the same place, then the same patch in other places."""
-        opposite = self.image_size - self.size
-        complement = tuple(1.0 - channel for channel in self.colour)
+        """The same patch in other places, then other colours and patterns in the same place.
+
+        Another place comes first: those pixels are as odd to a detector that only sees pixels as
+        the trigger's, while a finer pattern is odder (it is far from every natural patch).
+        """
+        far_row, far_column = (self.image_size - self.size - at for at in (self.row, self.column))
         candidates = [
+            {"row": far_row, "column": far_column},
+            {"row": far_row},
+            {"column": far_column},
+            {"colour": (*self.colour[:2], 1.0 - self.colour[2])},
+            {"colour": tuple(1.0 - channel for channel in self.colour)},
+            {"pattern": "stripes"},
             {"pattern": "checkerboard"},
-            {"colour": _rotate(self.colour, 0.0)},
-            {"colour": complement},
-            {"row": opposite - self.row, "column": opposite - self.column},
-            {"row": opposite - self.row},
-            {"column": opposite - self.column},
         ]
         ours = self.parameters()
         decoys = [PatchTrigger.model_validate({**ours, **change}) for change in candidates]
@@ -92,12 +96,6 @@ class PatchTrigger(Trigger):
         else:
             return colour
         return torch.where(flipped, 1 - colour, colour)
-
-
-def _rotate(colour: tuple[float, ...], channel: float) -> tuple[float, ...]:
-    """The colour with its blue channel inverted: as saturated, another hue."""
-    red, green, blue = colour
-    return (red, green, 1.0 - blue)
 
 
 TRIGGERS: dict[str, type[Trigger]] = {PatchTrigger.name: PatchTrigger}

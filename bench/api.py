@@ -78,6 +78,12 @@ class Component(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True)
     version: ClassVar[int] = 1
 
+    def check(self) -> None:
+        """Raise ValueError for what can be told before anything runs, such as a damaged file.
+
+        Called when a parameter of type ``Path`` is set, with the path resolved.
+        """
+
     def parameters(self) -> dict[str, Any]:
         """Every hyper-parameter with its value, JSON-ready."""
         return self.model_dump(mode="json")

@@ -113,8 +113,17 @@ class SplitCounts(Model):
 
 
 class EncoderConfig(Model):
+    """The clean encoder: pretrained by the harness, or imported when ``checkpoint`` is given.
+
+    ``mean`` and ``std`` are the normalisation of an imported encoder (its architecture's by
+    default); images reach every encoder in [0, 1].
+    """
+
     architecture: str
     settings: dict[str, Any] = {}
+    checkpoint: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 class Downstream(Model):
@@ -233,9 +242,7 @@ class ConfigFile:
             for key in ("dataset", "out_of_distribution"):
                 self._check_dataset((*here, key), getattr(profile, key))
             for position, downstream in enumerate(profile.downstreams):
-                self._check_dataset(
-                    (*here, "downstreams", position, "dataset"), downstream.dataset
-                )
+                self._check_dataset((*here, "downstreams", position, "dataset"), downstream.dataset)
 
     def _check_dataset(self, location: Location, name: str) -> None:
         if name not in self.config.datasets:
@@ -280,9 +287,15 @@ class ConfigFile:
         self, component: type[BaseModel], parameters: Mapping[str, Any], location: Location
     ) -> None:
         try:
-            component.model_validate(dict(parameters))
+            instance = component.model_validate(dict(parameters))
         except ValidationError as error:
             raise self._first(error, location, component) from None
+        for field, path in file_parameters(instance).items():
+            with self._located((*location, field)):
+                if not (self.root / path).is_file():
+                    raise InputError(f"no such file: {path}")
+                instance = instance.model_copy(update={field: self.root / path})
+                instance.check()
 
     def _first(
         self, error: ValidationError, prefix: Location, component: type[BaseModel] = Config
@@ -293,6 +306,15 @@ class ConfigFile:
 
     def _located(self, *locations: Location) -> _Located:
         return _Located(self.yaml, next(loc for loc in locations if loc))
+
+
+def file_parameters(component: BaseModel) -> dict[str, Path]:
+    """The parameters of a component that name a file: field -> path as configured."""
+    return {
+        field: value
+        for field in type(component).model_fields
+        if isinstance(value := getattr(component, field), Path)
+    }
 
 
 class _Located:

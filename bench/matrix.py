@@ -96,6 +96,7 @@ class Component:
     name: str
     version: int
     parameters: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
     control: bool = False
     requires: frozenset[str] = frozenset()
     references: int = 0
@@ -106,6 +107,8 @@ class Component:
             "name": self.name,
             "version": self.version,
             "parameters": dict(self.parameters),
+            # Content of the files that parameters name: a path alone says nothing.
+            **({"files": dict(self.files)} if self.files else {}),
         }
 
 
@@ -150,6 +153,10 @@ class Planner:
         (dataset, split) -> the description of a data stage: content fingerprint and decoding.
     component
         (group, name, parameters) -> resolved :class:`Component`.
+    recipe
+        The pretraining recipe with its version.
+    checkpoint_digest
+        SHA-256 of the imported encoder's file; None when the harness pretrains.
     """
 
     config: Config
@@ -159,6 +166,7 @@ class Planner:
     data_specs: Callable[[str, str], Mapping[str, Any]]
     component: Callable[[str, str, Mapping[str, Any]], Component]
     recipe: Mapping[str, Any]
+    checkpoint_digest: str | None = None
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
@@ -227,12 +235,23 @@ class Planner:
 
     def pretrain(self, seed: int) -> Stage:
         profile = self.profile
+        encoder = {
+            "architecture": profile.encoder.architecture,
+            "settings": dict(profile.encoder.settings),
+        }
+        if self.checkpoint_digest is not None:
+            size = {"image_size": self.config.datasets[profile.dataset].image_size}
+            statistics = _chosen(profile.encoder, "mean", "std")
+            return Stage(
+                "pretrain",
+                {"checkpoint": self.checkpoint_digest, **encoder, **statistics, **size},
+                label=f"import {profile.encoder.architecture}",
+            )
         return Stage(
             "pretrain",
             {
                 "recipe": dict(self.recipe),
-                "architecture": profile.encoder.architecture,
-                "settings": dict(profile.encoder.settings),
+                **encoder,
                 "held_out": self._rows("calibration", "validation"),
                 "seed": seed,
                 "environment": self.environment.describe(),

@@ -22,9 +22,7 @@ def describe_plan(session: Session) -> str:
             f"  {identity['attack']} x {identity['defense']} on {identity['downstream']} "
             f"(target {identity['target']}, seed {identity['seed']}): {state}"
         )
-    pending = [
-        cell for cell in session.cells if not cell.skip and not cells.done(cell.key)
-    ]
+    pending = [cell for cell in session.cells if not cell.skip and not cells.done(cell.key)]
     lines += ["", f"  {'stage':<10}{'needed':>8}{'cached':>8}{'to run':>8}{'estimate':>12}"]
     needed: Counter[str] = Counter()
     cached: Counter[str] = Counter()
@@ -46,6 +44,9 @@ def describe_plan(session: Session) -> str:
             f"{estimate if to_run else '-':>12}"
         )
     total, missing = sum(seconds.values()), sum(unknown.values())
-    lines += ["", f"estimated {total:.0f} s" + (f" and {missing} stages never timed here" if missing else "")]
+    lines += [
+        "",
+        f"estimated {total:.0f} s" + (f" and {missing} stages never timed here" if missing else ""),
+    ]
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 import bench
 
-LIBRARIES = ("torch", "torchvision", "timm", "kornia", "numpy", "scikit-learn", "pandas")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pyarrow")
 SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
 
 

@@ -6,24 +6,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cells import CellStore, RunningMark
-from bench.config import AttackEntry, ConfigFile, DefenseEntry
+from bench.config import AttackEntry, ConfigFile, DefenseEntry, file_parameters
 from bench.errors import InputError, nearest
 from bench.matrix import Cell, Component, Environment, Planner, Stage, topological
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
-from bench.store import Store, write_atomically
+from bench.store import Store, file_digest, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bench.data.sources import Source
     from bench.executors.inline import Outcome
+    from bench.workspace import Workspace
 
 SMOKE_SUFFIX = "-smoke"
 
@@ -117,6 +118,12 @@ class Session:
                 raise self.file.yaml.error(where, str(error)) from None
         return opened
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of the imported clean encoder, if the profile names one."""
+        named = self.profile.encoder.checkpoint
+        return None if named is None else self.file.root / named
+
     @cached_property
     def planner(self) -> Planner:
         from bench.encoders.simclr import SimCLRRecipe
@@ -128,7 +135,8 @@ class Session:
             profile=self.profile,
             environment=self.environment,
             data_specs=self._data_spec,
-            component=resolve_component,
+            component=partial(resolve_component, self.file.root),
+            checkpoint_digest=file_digest(self.checkpoint) if self.checkpoint else None,
             recipe={
                 "name": "simclr",
                 "version": recipe.version,
@@ -158,6 +166,7 @@ class Session:
     def check(self) -> None:
         """Every check that needs no computing; raises :class:`InputError` and writes nothing."""
         self.file.check_components()
+        self._check_checkpoint()
         self.sources  # noqa: B018 - opening them is the check
         for stage in topological([cell.stage for cell in self.cells]):
             if stage.kind == "data" and not self.store.peek("data", stage.key):
@@ -172,7 +181,6 @@ class Session:
             Before anything is written.
         """
         from bench.executors.inline import InlineExecutor, Outcome
-        from bench.workspace import Workspace
 
         self.check()
         cells = CellStore(self.results)
@@ -188,9 +196,7 @@ class Session:
         if pending:
             self._set_up_torch()
             self.store.sweep()
-            workspace = Workspace(
-                self.store, self.environment, self.sources, self.reporter, code_version()
-            )
+            workspace = self.workspace()
             stages = topological([cell.stage for cell in pending])
             self.reporter.plan(len(stages), len(self.cells), done)
             with RunningMark(self.results) as mark:
@@ -200,6 +206,20 @@ class Session:
         self.render()
         return outcome
 
+    def workspace(self) -> Workspace:
+        """What the stages of this session share while they run."""
+        from bench.workspace import Workspace
+
+        return Workspace(
+            self.store,
+            self.environment,
+            self.sources,
+            self.reporter,
+            root=self.file.root,
+            checkpoint=self.checkpoint,
+            code_version=code_version(),
+        )
+
     def render(self) -> None:
         """Rebuild tables and plots unless they are current."""
         from bench.report import is_current, render
@@ -207,6 +227,18 @@ class Session:
         if not is_current(self.results):
             self.reporter.note("rendering tables and plots")
             render(self.results)
+
+    def _check_checkpoint(self) -> None:
+        if self.checkpoint is None:
+            return
+        from bench.encoders.checkpoints import import_checkpoint
+
+        encoder = self.profile.encoder
+        try:
+            import_checkpoint(self.checkpoint, encoder.architecture, encoder.settings)
+        except ValueError as error:
+            location = ("profiles", self.profile_name, "encoder", "checkpoint")
+            raise self.file.yaml.error(location, str(error)) from None
 
     def _to_do(self, cells: CellStore, cell: Cell) -> bool:
         status = cells.status(cell.key)
@@ -278,12 +310,19 @@ class Session:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def resolve_component(group: str, name: str, parameters: Mapping[str, Any]) -> Component:
-    """What keys and skips need to know about a component with the given parameters."""
+def resolve_component(
+    root: Path, group: str, name: str, parameters: Mapping[str, Any]
+) -> Component:
+    """What keys and skips need to know about a component with the given parameters.
+
+    ``root`` is the folder that paths among the parameters refer to.
+    """
     component = registry.load(group, name)
     instance = component.model_validate(dict(parameters))
     missing = registry.missing_packages(component)
-    skip = f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
+    skip = (
+        f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
+    )
     needed = set(getattr(component, "requires", frozenset())) & {"text"}
     if needed and skip is None:
         skip = f"{name} requires a text tower, which this encoder has not"
@@ -293,6 +332,9 @@ def resolve_component(group: str, name: str, parameters: Mapping[str, Any]) -> C
         name=name,
         version=component.version,
         parameters=instance.parameters(),
+        files={
+            field: file_digest(root / path) for field, path in file_parameters(instance).items()
+        },
         control=issubclass(component, Control),
         requires=frozenset(getattr(component, "requires", frozenset())),
         references=int(getattr(instance, "references", 0)),
@@ -430,4 +472,3 @@ def seconds_known(store: Store, stage: Stage) -> float | None:
         return float(json.loads(path.read_text())["seconds"])
     except (OSError, ValueError, KeyError):
         return None
-

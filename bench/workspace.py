@@ -1,4 +1,4 @@
-"""What stages share while they run: the store, open sources, loaded images, encoders, embeddings."""
+"""What stages share while they run: store, sources, loaded images, encoders, embeddings."""
 
 from __future__ import annotations
 
@@ -77,6 +77,10 @@ class Workspace:
         Dataset name -> opened source.
     reporter
         Where the steps of training loops are shown.
+    root
+        The folder that paths in component parameters refer to.
+    checkpoint
+        The file of an imported clean encoder.
     """
 
     def __init__(
@@ -85,9 +89,14 @@ class Workspace:
         environment: Environment,
         sources: Mapping[str, Source],
         reporter: Reporter,
+        *,
+        root: Path = Path(),
+        checkpoint: Path | None = None,
         code_version: str = "unknown",
     ) -> None:
         self.store = store
+        self.checkpoint = checkpoint
+        self._root = root
         self.environment = environment
         self.sources = sources
         self.code_version = code_version
@@ -174,6 +183,14 @@ class Workspace:
             return torch.cat(parts), time.perf_counter() - start
 
         return self._embeddings.get((stage.key, what), compute)
+
+    def component(self, group: str, stage: Stage) -> Any:
+        """The attack or defense of a stage with its parameters, paths resolved."""
+        described = stage.spec["component"]
+        parameters = dict(described["parameters"])
+        for field in described.get("files", {}):
+            parameters[field] = self._root / parameters[field]
+        return registry.load(group, described["name"]).model_validate(parameters)
 
     def generator(self, stage: Stage, role: str = "") -> torch.Generator:
         """Common random numbers (invariant 13): from seed, stage kind, component and role alone."""

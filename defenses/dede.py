@@ -92,6 +92,11 @@ class Dede(Defense):
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
 
+    def check(self) -> None:
+        """Read the checkpoint, so that a damaged one is refused before anything runs."""
+        if self.checkpoint is not None:
+            load_published(self.checkpoint)
+
     def fit(self, view: DefenderView) -> None:
         """Train the decoder on (image, embedding) pairs of the auxiliary set, or load it.
 

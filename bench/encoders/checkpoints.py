@@ -1,4 +1,4 @@
-"""Foreign checkpoints in and out: published ``.pth`` files and safetensors."""
+"""Foreign checkpoints: published ``.pth`` files and safetensors, read without unpickling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.encoders.encoder import Encoder
 from bench.encoders.weights import CheckpointError, load_strictly, read_safetensors
 
-__all__ = ["CheckpointError", "export_checkpoint", "import_checkpoint"]
+__all__ = ["CheckpointError", "import_checkpoint"]
 
 _PICKLED = (".pth", ".pt", ".tar", ".ckpt")
 
@@ -59,28 +59,6 @@ def import_checkpoint(
     load_strictly(encoder.network, _encoder_keys(_read(path)), path)
     encoder.network.eval()
     return encoder
-
-
-def export_checkpoint(encoder: Encoder, path: str | Path) -> None:
-    """Write the encoder for others: safetensors, or ``.pth`` as published code reads it.
-
-    A ``.pth`` holds ``{"state_dict": {"f.f.0.weight": ...}}`` without projector. It exists for the
-    published code only; nothing in the harness keeps its own data that way.
-
-    Raises
-    ------
-    ValueError
-        When the suffix is neither ``.safetensors`` nor ``.pth``.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        encoder.save(path)
-    elif path.suffix == ".pth":
-        tensors = encoder.network.state_dict()
-        dense = {f"f.{name}": value.cpu().contiguous() for name, value in tensors.items()}
-        torch.save({"state_dict": dense}, path)
-    else:
-        raise ValueError(f"{path}: a checkpoint is written as .safetensors or .pth")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -40,8 +40,9 @@ class CellScores:
         Scores under the victim, all classes.
     placebo_clean, placebo_triggered
         The same images under the clean twin.
-    decoy
-        Decoy-stamped images under the victim; None when no decoy was found.
+    decoy, placebo_decoy
+        Decoy-stamped images under the victim and under the clean twin; None when no decoy was
+        found.
     """
 
     labels: NDArray[np.integer]
@@ -51,6 +52,7 @@ class CellScores:
     placebo_clean: Sample
     placebo_triggered: Sample
     decoy: Sample | None = None
+    placebo_decoy: Sample | None = None
 
 
 def comparisons(cell: CellScores) -> dict[str, Comparison]:
@@ -64,6 +66,7 @@ def comparisons(cell: CellScores) -> dict[str, Comparison]:
     ``auroc_placebo``         clean on the twin, all classes     triggered on the twin, non-target
     ``auroc_decoy``           clean, all classes                 decoy-stamped, non-target
     ``auroc_vs_decoy``        decoy-stamped, non-target          triggered, non-target
+    ``auroc_vs_decoy_placebo``  the last one on the twin: near 0.5 where the decoy is a fair one
     ========================  =================================  ==============================
 
     In ``auroc_vs_decoy`` both sides leave the target class out: they then show the same source
@@ -81,15 +84,20 @@ def comparisons(cell: CellScores) -> dict[str, Comparison]:
         decoy = cell.decoy.where(other)
         named["auroc_decoy"] = Comparison(cell.clean, decoy)
         named["auroc_vs_decoy"] = Comparison(decoy, triggered)
+        if cell.placebo_decoy is not None:
+            named["auroc_vs_decoy_placebo"] = Comparison(
+                cell.placebo_decoy.where(other), cell.placebo_triggered.where(other)
+            )
     return named
 
 
 def control_metrics(cell: CellScores) -> dict[str, float]:
     """Point values of :func:`comparisons` and ``auroc_delta`` = auroc - auroc_placebo.
 
-    The decoy's two are nan when the cell has no decoy.
+    The decoy's three are nan when the cell has no decoy.
     """
-    values = {"auroc_decoy": math.nan, "auroc_vs_decoy": math.nan}
+    decoys = ("auroc_decoy", "auroc_vs_decoy", "auroc_vs_decoy_placebo")
+    values = dict.fromkeys(decoys, math.nan)
     for name, compared in comparisons(cell).items():
         values[name] = auroc(compared.negatives.scores, compared.positives.scores)
     values["auroc_delta"] = values["auroc"] - values["auroc_placebo"]

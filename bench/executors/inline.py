@@ -53,7 +53,9 @@ class InlineExecutor:
         reasons: dict[str, str] = {}
         cell_of = {cell.key: cell for cell in cells}
         for stage in topological([cell.stage for cell in cells]):
-            blocked = next((reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None)
+            blocked = next(
+                (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None
+            )
             if blocked is None:
                 blocked = self._attempt(stage, outcome)
             if blocked is not None:

@@ -46,6 +46,7 @@ _ROW = (
     Column("auroc_delta_high", "number", "-1 to 1", "upper end of its paired interval"),
     Column("auroc_decoy", "number", _RATE, "decoy-stamped against clean, on the victim"),
     Column("auroc_vs_decoy", "number", _RATE, "triggered against decoy-stamped, on the victim"),
+    Column("auroc_vs_decoy_placebo", "number", _RATE, "the same on the twin; 0.5: a fair decoy"),
     Column("auroc_all", "number", _RATE, "as auroc, target class included"),
     Column("aupr", "number", _RATE, "area under precision and recall, triggered is positive"),
     Column("tpr_at_1fpr", "number", _RATE, "true positive rate at 1 % false positives"),

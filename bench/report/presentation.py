@@ -106,6 +106,7 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
         "delta": _with_interval(row, "auroc_delta", sign="+"),
         "decoy": _rate(row["auroc_decoy"]),
         "vs decoy": _with_interval(row, "auroc_vs_decoy"),
+        "on twin": _rate(row["auroc_vs_decoy_placebo"]),
         "TPR@1%": _rate(row["tpr_at_1fpr"]),
         "TPR@5%": _rate(row["tpr_at_5fpr"]),
         "TPR/FPR cal.": _pair(row["tpr_calibrated"], row["fpr_calibrated"]),
@@ -139,7 +140,9 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "and images on the clean twin, an encoder without the backdoor; delta = AUROC - placebo. "
         "Decoy: images stamped with a look-alike of the trigger that does not activate the "
         "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
-        "what only a detector of the backdoor itself can win.",
+        "what only a detector of the backdoor itself can win. On twin: the same without the "
+        "backdoor; 0.5 where the decoy is as conspicuous as the trigger, below it where it is more "
+        "so and vs decoy is hard to win.",
         f"Thresholds were chosen on clean data at a nominal false positive rate of {rates}, never "
         f"on test scores (TPR/FPR cal.; rule: {', '.join(rules) or 'none'}); each defense "
         "has one setting for all attacks. TPR@1% and TPR@5% are read off the ROC curve.",

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench import registry
 from bench.api import Trigger
 from bench.data.imageset import ImageSet
 from bench.data.splits import permuted_rows
@@ -29,7 +28,9 @@ def probe_images(stage: Stage, workspace: Workspace) -> ImageSet:
     return train.select(rows[: stage.spec["probe"]["max_train_images"]])
 
 
-def probe_features(encoder: Stage, images: ImageSet, train_key: str, workspace: Workspace) -> Tensor:
+def probe_features(
+    encoder: Stage, images: ImageSet, train_key: str, workspace: Workspace
+) -> Tensor:
     what = ("probe", train_key, hash(images.rows.numpy().tobytes()))
     return workspace.embeddings(encoder, what, lambda: images.batches(BATCH))[0]
 
@@ -37,9 +38,7 @@ def probe_features(encoder: Stage, images: ImageSet, train_key: str, workspace: 
 def probe(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Train the MLP probe on frozen features of the downstream training set."""
     images = probe_images(stage, workspace)
-    features = probe_features(
-        stage.inputs["encoder"], images, stage.inputs["train"].key, workspace
-    )
+    features = probe_features(stage.inputs["encoder"], images, stage.inputs["train"].key, workspace)
     settings = stage.spec["probe"]
     trained = metrics.train_probe(
         features,
@@ -184,8 +183,7 @@ def _trigger(stage: Stage, workspace: Workspace) -> Trigger:
         if trigger is None:
             raise ValueError("the attack left no trigger")
         return trigger
-    component = stage.spec["component"]
-    attack = registry.load("attacks", component["name"]).model_validate(component["parameters"])
+    attack = workspace.component("attacks", stage)
     return attack.trigger(workspace.encoder(stage.inputs["victim"].inputs["encoder"]).image_size)
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.api import DefenderView, Defense
 from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows
@@ -92,9 +91,7 @@ def _prepare(
     stage: Stage, workspace: Workspace
 ) -> tuple[DefenderView, Fitted, AuxiliaryEmbeddings]:
     spec = stage.spec
-    defense: Defense = registry.load("defenses", spec["component"]["name"]).model_validate(
-        spec["component"]["parameters"]
-    )
+    defense: Defense = workspace.component("defenses", stage)
     owned = _auxiliary(stage, workspace)
     held_out = max(1, round(len(owned) * spec["held_out_auxiliary"]))
     threshold_images = owned.select(torch.arange(held_out))

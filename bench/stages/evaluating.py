@@ -37,9 +37,11 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         triggered=Sample.of_all(scores["victim", "triggered"]),
         placebo_clean=Sample.of_all(scores["twin", "clean"]),
         placebo_triggered=Sample.of_all(scores["twin", "triggered"]),
-        decoy=(
-            Sample.of_all(scores["victim", "decoy"]) if ("victim", "decoy") in scores else None
-        ),
+        **{
+            name: Sample.of_all(scores[role, "decoy"])
+            for name, role in (("decoy", "victim"), ("placebo_decoy", "twin"))
+            if (role, "decoy") in scores
+        },
     )
     bootstrap = Bootstrap(labels, spec["protocol"]["bootstrap_draws"], spec["split_seed"])
     others = labels != target
@@ -64,7 +66,9 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
     rows = _downstream(predictions, cell, chosen["threshold"], bootstrap)
     about = workspace.json(audit, "audit.json")
     rows.append(
-        _downstream_row("none", "raw-pixels-knn", "clean_accuracy", about["raw_pixels_knn_accuracy"])
+        _downstream_row(
+            "none", "raw-pixels-knn", "clean_accuracy", about["raw_pixels_knn_accuracy"]
+        )
     )
     triggers = workspace.json(audit, "triggers.json")
     row = _row(stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels)
@@ -137,9 +141,7 @@ def _by_condition(frame: pd.DataFrame, count: int) -> dict[tuple[str, str], np.n
     return scores
 
 
-def _thresholds(
-    frame: pd.DataFrame, cell: CellScores, nominal_fpr: float
-) -> list[dict[str, Any]]:
+def _thresholds(frame: pd.DataFrame, cell: CellScores, nominal_fpr: float) -> list[dict[str, Any]]:
     """Every rule with its realised rates; TPR over non-target triggered images."""
     others = cell.labels != cell.target
     groups = {
@@ -262,16 +264,18 @@ def _row(
         {role: values[role, metric] for role in ("victim", "twin")}
         for metric in ("attack_success_rate", "clean_accuracy")
     )
-    status, reason = ("ok", "") if spec["control"] else downstream.validity_gate(
-        success["victim"], success["twin"], accuracy["victim"], accuracy["twin"]
+    status, reason = (
+        ("ok", "")
+        if spec["control"]
+        else downstream.validity_gate(
+            success["victim"], success["twin"], accuracy["victim"], accuracy["twin"]
+        )
     )
     if triggers["decoy"] is None:
         reason = f"{reason} No decoy: every look-alike activates the backdoor.".strip()
     cost = {role: workspace.cost(stage.inputs[role]) for role in ("victim", "twin")}
     fit_cost = workspace.cost(stage.inputs["victim"].inputs["fit"])
-    scored = {
-        role: workspace.json(stage.inputs[role], "score.json") for role in ("victim", "twin")
-    }
+    scored = {role: workspace.json(stage.inputs[role], "score.json") for role in ("victim", "twin")}
     row = {
         **spec["identity"],
         "status": status,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import registry
 from bench.api import AttackerWorld
 from bench.data.splits import check_disjoint, permuted_rows, pick_references
+from bench.encoders.checkpoints import import_checkpoint
 from bench.encoders.simclr import SimCLRRecipe
 from bench.encoders.simclr import pretrain as pretrain_simclr
 from bench.errors import InputError
@@ -27,7 +27,19 @@ def data(stage: Stage, workspace: Workspace, folder: Path) -> None:
 
 
 def pretrain(stage: Stage, workspace: Workspace, folder: Path) -> None:
-    """Train the clean encoder on every image that is not held out."""
+    """Train the clean encoder on every image that is not held out, or import it."""
+    if "checkpoint" in stage.spec:
+        imported = import_checkpoint(
+            workspace.checkpoint,
+            stage.spec["architecture"],
+            stage.spec["settings"],
+            mean=stage.spec["mean"],
+            std=stage.spec["std"],
+            image_size=stage.spec["image_size"],
+        )
+        imported.save(folder / "encoder.safetensors")
+        write_json(folder / "metrics.json", {})
+        return
     train = workspace.images(stage.inputs["train"])
     rows = permuted_rows(len(train), {"all_but": stage.spec["held_out"]}, train.name)
     encoder, metrics = pretrain_simclr(
@@ -47,9 +59,7 @@ def pretrain(stage: Stage, workspace: Workspace, folder: Path) -> None:
 def implant(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Let an attack fine-tune a copy of the clean encoder."""
     spec = stage.spec
-    attack = registry.load("attacks", spec["component"]["name"]).model_validate(
-        spec["component"]["parameters"]
-    )
+    attack = workspace.component("attacks", stage)
     train = workspace.images(stage.inputs["train"])
     downstream = workspace.images(stage.inputs["downstream"])
     shadow = permuted_rows(len(train), spec["shadow"], train.name)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.encoders.architectures import SimCLR, build, projector
-from bench.encoders.checkpoints import CheckpointError, export_checkpoint, import_checkpoint
+from bench.encoders.checkpoints import CheckpointError, import_checkpoint
 
 NARROW = ("resnet-narrow", {"width": 4})
 
@@ -58,24 +58,10 @@ def test_foreign_safetensors_import_with_their_own_normalisation(encoder, tensor
     assert (imported.mean, imported.std) == ((0, 0, 0), (1, 1, 1))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_export_imports_again_bit_for_bit(encoder, tmp_path, suffix):
-    path = tmp_path / f"x{suffix}"
-    export_checkpoint(encoder, path)
-    imported = import_checkpoint(path, *NARROW, image_size=16)
-    assert imported.state_hash() == encoder.state_hash()
-
-
-def test_exported_pth_has_the_published_keys(encoder, tmp_path):
-    export_checkpoint(encoder, tmp_path / "x.pth")
-    content = torch.load(tmp_path / "x.pth", weights_only=True)
-    assert list(content) == ["state_dict"]
-    assert "f.f.0.weight" in content["state_dict"]
-
-
-def test_export_to_another_suffix_is_refused(encoder, tmp_path):
-    with pytest.raises(ValueError, match=r"written as \.safetensors or \.pth"):
-        export_checkpoint(encoder, tmp_path / "x.onnx")
+def test_saved_encoder_imports_again_bit_for_bit(encoder, tmp_path):
+    path = tmp_path / "x.safetensors"
+    encoder.save(path)
+    assert import_checkpoint(path, *NARROW, image_size=16).state_hash() == encoder.state_hash()
 
 
 def test_key_errors_list_missing_unexpected_and_misshapen(tensors, tmp_path):

@@ -48,6 +48,15 @@ def test_a_detector_of_any_stamp_loses_against_placebo_and_decoy():
     assert abs(values["auroc_delta"]) < 0.02
 
 
+def test_decoy_that_is_odder_than_the_trigger_shows_on_the_twin():
+    fair = dataclasses.replace(cell(), placebo_decoy=cell().placebo_triggered)
+    assert control_metrics(fair)["auroc_vs_decoy_placebo"] == 0.5
+    odd = Sample.of_all(fair.placebo_triggered.scores + 5)
+    values = control_metrics(dataclasses.replace(fair, placebo_decoy=odd))
+    assert values["auroc_vs_decoy_placebo"] < 0.05
+    assert math.isnan(control_metrics(cell())["auroc_vs_decoy_placebo"])
+
+
 def test_target_class_images_are_negatives_but_not_positives():
     scores = cell()
     target_images = LABELS == TARGET

@@ -1,0 +1,26 @@
+# Two commands: `make leaderboard` runs the quick profile, `make test` the tests.
+# Each creates the environment on first use, from the package registry alone.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: leaderboard test lint clean
+
+leaderboard: $(READY)
+	$(VENV)/bin/bench run
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .bench

@@ -1,0 +1,94 @@
+"""The patch trigger and its decoys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import real_images
+
+from attacks.none import NoAttack
+from attacks.triggers import TRIGGERS, PatchTrigger
+from bench.workspace import restore_trigger, trigger_record
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (5, 3, 32, 32), generator=generator).float() / 255
+
+
+def energy(trigger: PatchTrigger) -> float:
+    """Squared distance of the stamped pixels to mid-grey."""
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    stamped = trigger.stamp(grey)
+    return float((stamped - grey).square().sum())
+
+
+def test_patch_covers_its_square_and_nothing_else(images):
+    trigger = PatchTrigger(size=10, row=21, column=21)
+    stamped = trigger(images)
+    assert torch.equal(stamped[:, :, 21:31, 21:31], torch.ones(5, 3, 10, 10))
+    outside = ~trigger.support(32)
+    assert int(trigger.support(32).sum()) == 100
+    assert torch.equal(stamped[:, :, outside], images[:, :, outside])
+
+
+def test_stamp_leaves_its_input_alone_and_is_deterministic(images):
+    before = images.clone()
+    trigger = PatchTrigger(pattern="checkerboard")
+    assert torch.equal(trigger(images), trigger(images))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("colour", [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0)])
+def test_decoys_have_the_size_and_energy_of_the_trigger_and_differ_from_it(colour):
+    trigger = PatchTrigger(size=8, row=3, column=20, colour=colour)
+    decoys = trigger.decoys()
+    assert len(decoys) >= 3
+    assert len({str(decoy) for decoy in [trigger, *decoys]}) == len(decoys) + 1
+    for decoy in decoys:
+        assert int(decoy.support(32).sum()) == 64
+        assert energy(decoy) == pytest.approx(energy(trigger))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"size": 40}, "does not fit"),
+        ({"row": 25}, "does not fit a 32-pixel image"),
+        ({"colour": (2.0, 0.0, 0.0)}, "colour channels"),
+        ({"sise": 3}, "sise"),
+        ({"row": -1}, "row"),
+    ],
+)
+def test_impossible_patch_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        PatchTrigger(**parameters)
+
+
+def test_patch_of_another_image_size_is_refused(images):
+    with pytest.raises(ValueError, match="made for 64-pixel images, not 32"):
+        PatchTrigger(image_size=64)(images)
+
+
+def test_record_restores_the_same_trigger(images):
+    for trigger in (PatchTrigger(), *PatchTrigger().decoys()):
+        again = restore_trigger(trigger_record(trigger))
+        assert torch.equal(again(images), trigger(images))
+    assert restore_trigger(None) is None
+    assert set(TRIGGERS) == {"patch"}
+
+
+def test_control_carries_the_patch_of_the_attack(images):
+    stamped = NoAttack().trigger(32)(images)
+    assert torch.equal(stamped, PatchTrigger()(images))
+
+
+def test_published_trigger_file_is_this_patch(images):
+    """The file as distributed: x * tm + t on uint8 (spec 1.5)."""
+    import numpy as np
+
+    with np.load(real_images("upstream") / "trigger_white_21_10.npz", allow_pickle=False) as file:
+        mask, patch = (torch.from_numpy(file[k][0]).permute(2, 0, 1).float() for k in ("tm", "t"))
+    published = (images * 255 * mask + patch) / 255
+    assert torch.allclose(PatchTrigger()(images), published, atol=1e-6)

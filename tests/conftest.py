@@ -1,0 +1,147 @@
+"""A tiny experiment on real digits, and ways to run it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+# Threads that spin while they wait make tests crawl on a busy machine; before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import yaml
+
+from bench import registry
+from bench.config import ConfigFile
+from bench.session import Selection, Session
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REAL_DATA = REPOSITORY / ".." / "shared" / "data"
+
+TINY: dict[str, Any] = {
+    "default_profile": "tiny",
+    "matrix": {
+        "attacks": ["none", "badencoder"],
+        "defenses": [
+            {"defense": "dede", "label": "dede-id", "auxiliary": "in-distribution"},
+            {"defense": "dede", "label": "dede-ood", "auxiliary": "out-of-distribution"},
+            "knn-distance",
+            "mahalanobis",
+            "isolation-forest",
+        ],
+    },
+    "protocol": {"bootstrap_draws": 50, "figure_images": 2},
+    "datasets": {"digits": {"source": "digits"}, "photographs": {"source": "photographs"}},
+    "profiles": {
+        "tiny": {
+            "dataset": "digits",
+            "out_of_distribution": "photographs",
+            "encoder": {
+                "architecture": "resnet-narrow",
+                "settings": {"width": 4, "stem_stride": 2},
+            },
+            "pretraining": {"epochs": 1, "batch_size": 64},
+            "downstreams": [{"dataset": "digits", "target": 0}],
+            "splits": {
+                "calibration": 60,
+                "validation": 60,
+                "references": 60,
+                "shadow": 100,
+                "auxiliary": 100,
+                "base": 20,
+                "suspicious": 100,
+            },
+            "probe": {"epochs": 2, "neighbours": 10},
+            "test_images": 80,
+            "threads": 1,
+            "overrides": {
+                "badencoder": {
+                    "epochs": 2,
+                    "batch_size": 50,
+                    "learning_rate": 0.02,
+                    "reference_views": 4,
+                },
+                "dede": {
+                    "width": 12,
+                    "encoder_depth": 1,
+                    "decoder_depth": 1,
+                    "epochs": 1,
+                    "batch_size": 45,
+                },
+            },
+        }
+    },
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """The tiny experiment as a dictionary that a test may change."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """Write an experiment to ``bench.yaml`` in a folder of its own."""
+
+    def write(content: dict[str, Any] | str, name: str = "bench.yaml") -> Path:
+        path = tmp_path / name
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def session_of(write_config: Callable[..., Path]) -> Callable[..., Session]:
+    """A :class:`Session` of an experiment, with selections as keywords."""
+
+    def make(content: dict[str, Any], **selection: Any) -> Session:
+        return Session(ConfigFile(write_config(content)), Selection(**selection))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """The tiny experiment, run once for all tests. Read only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    path = folder / "bench.yaml"
+    path.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    session = Session(ConfigFile(path))
+    outcome = session.run()
+    assert outcome.failed == {}
+    return session
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Offer classes as third-party components, the way an installed package's entry points do."""
+
+    def offer(group: str, **targets: str) -> None:
+        points = [
+            EntryPoint(name.replace("_", "-"), target, f"bench.{group}")
+            for name, target in targets.items()
+        ]
+        monkeypatch.setattr(
+            registry, "_entry_points", lambda asked: points if asked == group else []
+        )
+        registry.entries.cache_clear()
+        registry.load.cache_clear()
+
+    yield offer
+    registry.entries.cache_clear()
+    registry.load.cache_clear()
+
+
+def real_images(name: str) -> Path:
+    """The folder of a real data set; the calling test is skipped where it is absent."""
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"no real {name} images at ../shared/data/{name}")
+    return folder

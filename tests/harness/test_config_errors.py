@@ -1,0 +1,206 @@
+"""A user's mistake: one line with file, line and key, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bench.cli import main
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run the command line in ``tmp_path``; it must fail with status 2 and write nothing."""
+
+    def run(*arguments: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("BENCH_CACHE", raising=False)
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        assert stop.value.code == 2, printed
+        assert sorted(tmp_path.rglob("*")) == before
+        assert printed.out == ""
+        lines = printed.err.strip().splitlines()
+        assert len(lines) == 1, printed.err
+        return lines[0]
+
+    return run
+
+
+def line_of(path: Path, text: str) -> int:
+    lines = path.read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def set_in(content: dict[str, Any], keys: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    inner: Any = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return content
+
+
+PROFILE = ("profiles", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "marked", "message"),
+    [
+        (("matrix", "attacks", 1), "badencodr", "badencodr", "did you mean 'badencoder'?"),
+        (("matrix", "defenses", 3), "mahalanobys", "mahalanobys", "did you mean 'mahalanobis'?"),
+        (("default_profile",), "tinny", "tinny", "did you mean 'tiny'?"),
+        ((*PROFILE, "dataset"), "digts", "digts", "did you mean 'digits'?"),
+        (
+            (*PROFILE, "overrides", "dede", "mask_ratio"),
+            1.5,
+            "mask_ratio",
+            "profiles.tiny.overrides.dede.mask_ratio: should be less than 1, got 1.5",
+        ),
+        (
+            (*PROFILE, "overrides", "dede", "mask_ration"),
+            0.5,
+            "mask_ration",
+            "unknown key; did you mean 'mask_ratio'?",
+        ),
+        (
+            ("matrix", "defenses", 0, "parameters"),
+            {"epochs": 0},
+            "epochs: 0",
+            "matrix.defenses[0].parameters.epochs: should be greater than or equal to 1, got 0",
+        ),
+        ((*PROFILE, "overrides", "dedee"), {}, "dedee", "did you mean 'dede'?"),
+        ((*PROFILE, "pretraining", "epochs"), -1, "epochs: -1", "profiles.tiny.pretraining.epochs"),
+        ((*PROFILE, "encoder", "architecture"), "resnet", "resnet", "did you mean"),
+        (("protocol", "poison_rate"), -0.1, "poison_rate", "should be greater than 0, got -0.1"),
+        (("matrix", "attacks"), [], "attacks", "must not be empty"),
+        (("matrix", "defenses"), [], "defenses", "must not be empty"),
+        ((*PROFILE, "seeds"), [], "seeds", "must not be empty"),
+        ((*PROFILE, "sedes"), [0], "sedes", "unknown key; did you mean 'seeds'?"),
+        (("matrix", "defenses", 1, "label"), "dede-id", "dede-id", "stands twice"),
+        ((*PROFILE, "splits", "shadow"), 100000, "", "the splits ask for"),
+    ],
+)
+def test_mistake_in_the_file_is_named_with_line_and_key(
+    tiny, write_config, refused, keys, value, marked, message
+):
+    path = write_config(set_in(tiny, keys, value))
+    error = refused("run")
+    assert message in error
+    if marked:
+        numbers = {n for n, text in enumerate(path.read_text().splitlines(), 1) if marked in text}
+        assert any(f"bench.yaml:{number}: " in error for number in numbers), error
+
+
+def test_syntax_error_has_its_line(write_config, refused):
+    write_config("default_profile: quick\nmatrix: [a, b\nprofiles: {}\n")
+    assert "bench.yaml:3: YAML syntax error" in refused("run")
+
+
+def test_duplicate_key_is_an_error(write_config, refused):
+    write_config("default_profile: quick\nmatrix: {}\ndefault_profile: other\n")
+    assert "bench.yaml:3: default_profile: this key stands twice" in refused("run")
+
+
+def test_missing_file_is_named(refused):
+    assert "nowhere.yaml: no such file" in refused("run", "--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--profile", "tinny"), "unknown profile 'tinny'; did you mean 'tiny'?"),
+        (("--attacks", "badencodr"), "unknown attack 'badencodr'; did you mean 'badencoder'?"),
+        (("--defenses", "dede-idd"), "unknown defense 'dede-idd'; did you mean 'dede-id'?"),
+        (("--attacks", ""), "no attack selected"),
+        (("--seeds", "one"), "--seeds wants integers"),
+        (("--device", "tpu"), "'tpu' is not one of"),
+        (("--limit-steps", "0"), "limit-steps"),
+        (("--frobnicate",), "No such option"),
+    ],
+)
+def test_mistake_on_the_command_line_is_named(tiny, write_config, refused, arguments, message):
+    write_config(tiny)
+    assert message in refused("run", *arguments)
+
+
+def test_missing_data_says_what_fixes_it(tiny, write_config, refused):
+    tiny["datasets"]["cifar10"] = {}
+    tiny["profiles"]["tiny"]["dataset"] = "cifar10"
+    path = write_config(tiny)
+    error = refused("run")
+    assert f"bench.yaml:{line_of(path, 'dataset: cifar10')}: profiles.tiny.dataset: " in error
+    assert "run `bench download cifar10`" in error
+
+
+def test_missing_data_path_is_named(tiny, write_config, refused):
+    tiny["datasets"]["digits"] = {"source": "parquet", "path": "not-there"}
+    write_config(tiny)
+    assert "datasets.digits: dataset 'digits': no folder not-there" in refused("run")
+
+
+def png(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_parquet(folder: Path, image_column: str, images: list[bytes]) -> None:
+    folder.mkdir()
+    for split in ("train", "test"):
+        pd.DataFrame(
+            {
+                image_column: [{"bytes": data, "path": None} for data in images],
+                "label": [0] * len(images),
+            }
+        ).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "image", "message"),
+    [
+        ("picture", png(32, 32), "no column 'image'; the columns are picture, label"),
+        ("image", png(32, 16), "image 1 is 32x16 pixels, dataset 'digits' wants 32x32"),
+        ("image", b"no image at all", "image 1 is not an image"),
+    ],
+)
+def test_unusable_parquet_is_refused_before_anything_is_written(
+    tiny, write_config, refused, tmp_path, column, image, message
+):
+    write_parquet(tmp_path / "pictures", column, [png(32, 32), image])
+    tiny["datasets"]["digits"] = {"source": "parquet", "path": "pictures"}
+    tiny["profiles"]["tiny"]["splits"] |= {"calibration": 20, "validation": 20}
+    write_config(tiny)
+    assert message in refused("run")
+
+
+def test_status_and_report_of_a_folder_without_a_run_say_so(tiny, write_config, refused):
+    write_config(tiny)
+    for command in ("status", "report"):
+        assert "manifest.json" in refused(command)
+
+
+def test_export_of_an_unknown_table_names_the_nearest(tiny, write_config, refused):
+    write_config(tiny)
+    assert "leaderboard" in refused("export", "--format", "csv", "--table", "leaderbord")
+
+
+def test_reporting_commands_import_no_torch():
+    code = (
+        "import sys, bench, bench.cli, bench.config, bench.cells, bench.report.export\n"
+        "assert 'torch' not in sys.modules and 'attacks' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,114 @@
+"""Invariant 1: clean and stamped images take one path; outside the trigger nothing changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import real_images
+from torch import Tensor
+from torch.nn import functional
+
+from attacks.triggers import PatchTrigger
+from bench import registry
+from bench.api import ImageSet, Trigger
+from bench.config import DatasetConfig
+from bench.data.sources import Parquet
+from bench.stages import detecting
+from bench.stages.detecting import Scorer, build_bundle, restore, stamp_images
+
+
+class EmptyTrigger(PatchTrigger):
+    """Stamps nothing and supports nothing."""
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return images.clone()
+
+    def support(self, image_size: int) -> Tensor:
+        return torch.zeros(image_size, image_size, dtype=torch.bool)
+
+
+class ResizingTrigger(PatchTrigger):
+    """A mutation: the stamped path resizes once more than the clean one."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        side = images.shape[-1]
+        larger = functional.interpolate(super().__call__(images), size=side + 7, mode="bilinear")
+        return functional.interpolate(larger, size=side, mode="bilinear").clamp(0, 1)
+
+
+def sample(image_size: int, count: int = 40) -> ImageSet:
+    generator = torch.Generator().manual_seed(image_size)
+    storage = torch.randint(
+        256, (count, 3, image_size, image_size), generator=generator, dtype=torch.uint8
+    )
+    return ImageSet(storage, labels=torch.arange(count) % 4, class_names=tuple("abcd"))
+
+
+def by_condition(images: ImageSet, trigger: Trigger) -> dict[str, Tensor]:
+    """Condition -> uint8 images by source position, as a score stage would build them."""
+    bundle = build_bundle(images, images, {"clean": None, "triggered": trigger}, seed=3)
+    sorted_images = {}
+    for condition in ("clean", "triggered"):
+        chosen = np.flatnonzero((bundle.condition == condition) & (bundle.split == "test"))
+        sorted_images[condition] = bundle.images[chosen[np.argsort(bundle.image[chosen])]]
+    return sorted_images
+
+
+def untouched_outside(images: ImageSet, trigger: Trigger) -> bool:
+    shown = by_condition(images, trigger)
+    outside = ~trigger.support(images.image_size).expand(3, -1, -1)
+    assert torch.equal(shown["clean"], images.uint8())
+    return torch.equal(shown["triggered"][:, outside], shown["clean"][:, outside])
+
+
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_pixels_outside_the_support_equal_the_clean_twins(image_size):
+    trigger = PatchTrigger(size=10, row=1, column=image_size - 11, image_size=image_size)
+    for stamp in (trigger, *trigger.decoys()):
+        assert untouched_outside(sample(image_size, 12), stamp)
+
+
+def test_one_more_resize_on_the_stamped_path_is_caught():
+    assert not untouched_outside(sample(32), ResizingTrigger())
+
+
+def test_stamp_changes_exactly_the_supported_pixels_of_real_images():
+    folder = real_images("cifar10")
+    source = Parquet("cifar10", DatasetConfig(max_images=50), folder)
+    images = source.load("test")
+    trigger = PatchTrigger()
+    shown = by_condition(images, trigger)
+    changed = (shown["clean"] != shown["triggered"]).any(dim=0).any(dim=0)
+    assert torch.equal(changed, trigger.support(32))
+    assert untouched_outside(images, trigger)
+
+
+def test_stamped_images_are_eight_bit():
+    images = sample(32)
+    trigger = PatchTrigger(colour=(0.3, 0.77, 0.123))
+    stamped = trigger(images.float())
+    assert torch.equal(stamp_images(images, trigger).float() / 255, stamped)
+
+
+def test_empty_trigger_gives_equal_scores_element_by_element(tiny_run, monkeypatch):
+    """Every built-in defense, fitted on the tiny victim."""
+    workspace = tiny_run.workspace()
+    checked = set()
+    for cell in tiny_run.cells:
+        stage = cell.stage.inputs["victim"]
+        test = detecting.test_images(stage, workspace)
+        fitted = restore(stage.inputs["fit"], workspace)
+        bundle = build_bundle(test, test, {"clean": None, "triggered": EmptyTrigger()}, seed=1)
+        scorer = Scorer(fitted, cell.identity["defense"])
+        scores = np.concatenate([scorer.score(bundle.images[c]) for c in bundle.chunks(16)])
+        of = {
+            condition: scores[chosen[np.argsort(bundle.image[chosen])]]
+            for condition in ("clean", "triggered")
+            for chosen in [
+                np.flatnonzero((bundle.condition == condition) & (bundle.split == "test"))
+            ]
+        }
+        np.testing.assert_allclose(of["clean"], of["triggered"], rtol=1e-5, atol=1e-7)
+        checked.add(stage.spec["component"]["name"])
+    assert checked == set(registry.entries("defenses"))

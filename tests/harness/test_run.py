@@ -1,0 +1,355 @@
+"""A run from configuration to tables: rows, controls, failures, resuming."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+import bench
+from bench import registry
+from bench.cells import CellStore
+from bench.config import ConfigFile
+from bench.report import LEADERBOARD_COLUMNS
+from bench.session import Selection, Session
+from bench.stages.detecting import Scorer, build_bundle, restore, test_images
+
+COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
+PICKLE_MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+def leaderboard(session: Session) -> pd.DataFrame:
+    return pd.read_csv(session.results / "leaderboard.csv", keep_default_na=False)
+
+
+def test_every_cell_is_a_row_with_both_controls(tiny_run):
+    table = leaderboard(tiny_run)
+    assert list(table.columns) == list(LEADERBOARD_COLUMNS)
+    assert len(table) == 10
+    numbers = ["auroc", "auroc_low", "auroc_high", "auroc_placebo", "auroc_delta", "aupr"]
+    numbers += ["tpr_at_1fpr", "tpr_calibrated", "fpr_calibrated", "clean_accuracy", "asr_filtered"]
+    for column in numbers:
+        assert pd.to_numeric(table[column]).notna().all(), column
+    assert (table["n_clean"] == 80).all()
+    assert table["key"].is_unique
+    decoy = pd.to_numeric(table["auroc_vs_decoy"])
+    assert (decoy.notna() == (table["decoy"] != "")).all()
+
+
+def test_row_of_the_control_is_its_own_placebo_and_that_of_the_attack(tiny_run):
+    table = leaderboard(tiny_run).set_index(["attack", "defense"])
+    for defense in {entry.label for entry in tiny_run.defenses}:
+        control, attacked = table.loc[("none", defense)], table.loc[("badencoder", defense)]
+        assert control["auroc"] == control["auroc_placebo"]
+        assert control["auroc_delta"] == 0
+        # The same twin, the same trigger, the same fit: common random numbers.
+        assert attacked["auroc_placebo"] == control["auroc"]
+        assert attacked["clean_accuracy_twin"] == control["clean_accuracy"]
+
+
+def test_results_folder_holds_tables_plots_and_manifest(tiny_run):
+    names = {path.relative_to(tiny_run.results).as_posix() for path in tiny_run.results.rglob("*")}
+    wanted = {f"leaderboard.{suffix}" for suffix in ("csv", "md", "tex")}
+    wanted |= {"manifest.json", "tables/thresholds.csv", "tables/downstream.csv"}
+    assert wanted <= names
+    for suffix in (".png", ".pdf"):
+        assert sum(name.startswith("plots/") and name.endswith(suffix) for name in names) >= 4
+    manifest = json.loads((tiny_run.results / "manifest.json").read_text())
+    assert manifest["hardware"]["cores"] >= 1
+    assert "torch" in manifest["versions"]
+    assert str(Path.home()) not in json.dumps(manifest)
+
+
+def test_second_run_computes_nothing(tiny_run):
+    again = Session(tiny_run.file, Selection())
+    table = (tiny_run.results / "leaderboard.csv").read_bytes()
+    outcome = again.run()
+    assert outcome.computed == []
+    assert (tiny_run.results / "leaderboard.csv").read_bytes() == table
+
+
+def test_stored_cells_alone_are_enough_to_resume(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.results, tmp_path / "results" / "tiny")
+    session = Session(
+        tiny_run.file, Selection(results=tmp_path / "results", cache=tmp_path / "empty-cache")
+    )
+    (session.results / "leaderboard.csv").unlink()
+    assert session.run().computed == []
+    assert (session.results / "leaderboard.csv").is_file()
+    assert not (tmp_path / "empty-cache").exists()
+
+
+def test_scores_and_tables_are_the_same_from_a_cold_cache(tiny_run, tmp_path):
+    session = Session(
+        tiny_run.file,
+        Selection(
+            results=tmp_path / "r", cache=tmp_path / "c", defenses=("dede-id", "mahalanobis")
+        ),
+    )
+    session.run()
+    ours, theirs = (
+        leaderboard(s).drop(columns=[*COST_COLUMNS, "code_version"]).set_index("key")
+        for s in (session, tiny_run)
+    )
+    assert len(ours) == 4
+    pd.testing.assert_frame_equal(ours, theirs.loc[ours.index])
+
+
+def test_same_key_same_bytes(tiny_run, tmp_path):
+    """Every artifact of a second cold run equals the first one's, cost aside."""
+    session = Session(
+        tiny_run.file,
+        Selection(results=tmp_path / "r", cache=tmp_path / "c", defenses=("dede-ood",)),
+    )
+    session.run()
+    manifests = list((tmp_path / "c").glob("*/??/*/manifest.json"))
+    assert len(manifests) >= 12
+    for path in manifests:
+        same = tiny_run.store.root / path.relative_to(tmp_path / "c")
+        assert path.read_bytes() == same.read_bytes(), path.parent.parent.parent.name
+
+
+def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny_run.store.root, cache)
+    session = Session(
+        tiny_run.file,
+        Selection(
+            results=tmp_path / "r", cache=cache, attacks=("none",), defenses=("mahalanobis",)
+        ),
+    )
+    score = session.cells[0].stage.inputs["victim"]
+    victim = session.store.folder("score", score.key) / "scores.parquet"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.warns(UserWarning, match="is damaged"):
+        outcome = session.run()
+    assert "score mahalanobis" in outcome.computed
+    assert len(outcome.computed) == 2
+    assert len(leaderboard(session)) == 1
+
+
+WAYWARD = {
+    "returns_nan": ("wayward_defenses:ReturnsNan", "returned 2 non-finite"),
+    "wrong_length": ("wayward_defenses:WrongLength", "returned shape"),
+    "wrong_type": ("wayward_defenses:WrongType", "must return a tensor or an array, not list"),
+    "changes_images": ("wayward_defenses:ChangesImages", "changed the images"),
+    "raises_in_fit": ("wayward_defenses:RaisesInFit", "RuntimeError: no luck today"),
+}
+
+
+def test_misbehaving_defense_fails_its_own_cell_only(tiny, session_of, plug_in):
+    plug_in(
+        "defenses", harmless="wayward_defenses:Harmless", **{k: v[0] for k, v in WAYWARD.items()}
+    )
+    names = [name.replace("_", "-") for name in WAYWARD]
+    tiny["matrix"] = {"attacks": ["none"], "defenses": [*names, "harmless"]}
+    session = session_of(tiny)
+    failed = session.run().failed
+    table = leaderboard(session).set_index("defense")
+    assert table.loc["harmless", "status"] == "ok"
+    assert len(failed) == len(WAYWARD)
+    for name, (_, message) in WAYWARD.items():
+        row = table.loc[name.replace("_", "-")]
+        assert row["status"] == "failed"
+        expected = message.replace("returned 2 non-finite", "non-finite")
+        assert expected in row["reason"]
+        assert row["auroc"] == ""
+
+
+def test_failure_is_never_a_result(tiny, session_of, plug_in):
+    plug_in("defenses", raises_in_fit="wayward_defenses:RaisesInFit")
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["raises-in-fit"]}
+    session = session_of(tiny)
+    session.run()
+    fit = session.cells[0].stage.inputs["victim"].inputs["fit"]
+    assert not session.store.has("fit", fit.key)
+    waiting = session_of(tiny).run()
+    assert waiting.computed == []
+    assert "--retry-failed" in next(iter(waiting.failed.values()))
+    plug_in("defenses", raises_in_fit="wayward_defenses:Harmless")
+    retried = session_of(tiny, retry_failed=True)
+    assert retried.run().failed == {}
+    assert leaderboard(retried)["status"].tolist() == ["ok"]
+
+
+def test_smoke_rows_enter_no_table(tiny, session_of):
+    session = session_of(tiny, limit_steps=1, defenses=("mahalanobis",), attacks=("none",))
+    session.run()
+    assert session.results.name == "tiny-smoke"
+    assert leaderboard(session).empty
+    cell = session.results / "cells" / session.cells[0].key / "cell.json"
+    assert json.loads(cell.read_text())["smoke"] is True
+
+
+def test_missing_library_makes_a_skipped_row(tiny, session_of, plug_in, monkeypatch):
+    plug_in("defenses", harmless="wayward_defenses:Harmless")
+    component = registry.load("defenses", "harmless")
+    monkeypatch.setattr(component, "needs_packages", ("no_such_library",))
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["harmless", "mahalanobis"]}
+    session = session_of(tiny)
+    assert session.run().failed == {}
+    row = leaderboard(session).set_index("defense").loc["harmless"]
+    assert (row["status"], row["auroc"]) == ("skipped", "")
+    assert "pip install no_such_library" in row["reason"]
+
+
+def test_no_artifact_or_result_is_a_pickle(tiny_run):
+    """Invariant 10, on every file that a run writes (npz is a zip of plain arrays)."""
+    suffixes = set()
+    files = [*tiny_run.store.root.rglob("*"), *tiny_run.results.rglob("*")]
+    for path in (path for path in files if path.is_file()):
+        suffixes.add(path.suffix)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                assert all(arrays[name].dtype != object for name in arrays.files)
+        elif path.suffix not in (".png", ".pdf"):
+            assert not path.read_bytes().startswith(PICKLE_MARKS), path
+    assert suffixes <= {
+        ".safetensors", ".parquet", ".json", ".npz", ".csv", ".md", ".tex", ".html", ".png",
+        ".pdf", ".lock",
+    }  # fmt: skip
+
+
+def test_source_code_writes_and_reads_no_pickle():
+    root = Path(bench.__file__).parents[1]
+    banned = (
+        "pickle.dump",
+        "pickle.load",
+        "weights_only=False",
+        "allow_pickle=True",
+        "torch.save",
+    )
+    for folder in ("bench", "attacks", "defenses"):
+        for path in (root / folder).rglob("*.py"):
+            text = path.read_text()
+            assert not [word for word in banned if word in text], path
+
+
+def test_scores_do_not_depend_on_batching_or_order(tiny_run):
+    """Invariant 14, for every built-in defense on the tiny victim."""
+    workspace = tiny_run.workspace()
+    checked = set()
+    for cell in tiny_run.cells[len(tiny_run.defenses) :]:
+        stage = cell.stage.inputs["victim"]
+        fitted = restore(stage.inputs["fit"], workspace)
+        images = test_images(stage, workspace)
+        stamps = {"clean": None, "triggered": workspace.trigger(stage.inputs["audit"])}
+        bundle = build_bundle(images, images, stamps, seed=0)
+        scorer = Scorer(fitted, cell.identity["defense"])
+        order = torch.randperm(len(bundle.images), generator=torch.Generator().manual_seed(1))
+        whole = scorer.score(bundle.images)
+        singly = np.concatenate([scorer.score(bundle.images[i : i + 1]) for i in range(24)])
+        shuffled = np.empty_like(whole)
+        for part in order.split(13):
+            shuffled[part.numpy()] = scorer.score(bundle.images[part])
+        np.testing.assert_allclose(shuffled, whole, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(singly, whole[:24], rtol=1e-4, atol=1e-6)
+        checked.add(stage.spec["component"]["name"])
+    assert checked == set(registry.entries("defenses"))
+
+
+def test_fitted_state_scores_as_the_fit_did(tiny_run):
+    """A defense restored from the cache, in a new process or not, gives the stored scores."""
+    for cell in tiny_run.cells[len(tiny_run.defenses) :]:
+        stage, workspace = cell.stage.inputs["victim"], tiny_run.workspace()
+        fitted = restore(stage.inputs["fit"], workspace)
+        stored = pd.read_parquet(workspace.folder(stage) / "scores.parquet")
+        clean = stored[(stored["split"] == "test") & (stored["condition"] == "clean")]
+        images = test_images(stage, workspace).uint8()
+        scores = Scorer(fitted, "again").score(images)
+        np.testing.assert_allclose(scores, clean["score"].to_numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_victim_can_be_loaded_by_path(tiny_run):
+    implant = tiny_run.cells[-1].stage.inputs["audit"].inputs["implant"]
+    victim = bench.load_victim(tiny_run.store.folder("implant", implant.key))
+    image = torch.rand(2, 3, 32, 32)
+    assert victim.encoder.embed(victim.trigger(image)).shape == (2, 32)
+    assert "loss_effectiveness" in victim.metrics
+    with pytest.raises(ValueError, match="no implant artifact"):
+        bench.load_victim(tiny_run.results)
+
+
+def test_python_interface_returns_the_leaderboard(tiny_run):
+    table = bench.run(tiny_run.file.path)
+    assert len(table) == 10
+    assert set(table["attack"]) == {"none", "badencoder"}
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "from bench.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_line_reports_a_finished_run(tiny_run):
+    folder = tiny_run.file.path.parent
+    ran = command("run", cwd=folder)
+    assert ran.returncode == 0
+    assert "10 cells, 0 failed; 0 stages computed" in ran.stdout
+    status = command("status", cwd=folder)
+    assert status.returncode == 0
+    total = sum(int(part.split()[0]) for part in status.stdout.splitlines()[0].split(", "))
+    assert total == 10
+    exported = command("export", "--format", "csv", cwd=folder)
+    assert exported.stdout.startswith("attack,defense,")
+    assert "badencoder" in command("list", "attacks", cwd=folder).stdout
+    listed = json.loads(command("list", "defenses", "--json", cwd=folder).stdout)
+    assert {"dede", "mahalanobis"} <= {row["name"] for row in listed}
+    planned = command("plan", cwd=folder)
+    assert planned.returncode == 0
+    assert "10 cells" in planned.stdout
+    assert command("doctor", cwd=folder).returncode == 0
+
+
+def test_failed_cell_gives_exit_status_one(tmp_path):
+    """A target class that no image carries: the attack cannot find references."""
+    broken = yaml.safe_load(yaml.safe_dump(TINY))
+    broken["profiles"]["tiny"]["overrides"]["badencoder"]["references"] = 50
+    broken["matrix"] = {"attacks": ["none", "badencoder"], "defenses": ["mahalanobis"]}
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(broken))
+    ran = command("run", cwd=tmp_path)
+    assert ran.returncode == 1, ran.stderr
+    assert "failed: badencoder x mahalanobis: implant badencoder: " in ran.stderr
+    assert "the attack needs 50" in ran.stderr
+    table = pd.read_csv(tmp_path / "results" / "tiny" / "leaderboard.csv").set_index("attack")
+    assert table["status"].to_dict() == {"none": "ok", "badencoder": "failed"}
+
+
+def test_two_runs_on_one_cache_agree(tmp_path):
+    """Both at once, cold: every stage is computed by one of them, and both end well."""
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(TINY))
+    code = "from bench.cli import main; main()"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "run", "--results", name, "--defenses", "mahalanobis"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    printed = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    one, two = (
+        pd.read_csv(tmp_path / name / "tiny" / "leaderboard.csv").drop(columns=COST_COLUMNS)
+        for name in ("one", "two")
+    )
+    pd.testing.assert_frame_equal(one, two)
+    session = Session(ConfigFile(tmp_path / "bench.yaml"), Selection())
+    assert CellStore(tmp_path / "one" / "tiny").done(session.cells[3].key)

@@ -1,0 +1,107 @@
+"""Artifacts are atomic, verified and safe to share between processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.store import COST, Store, canonical_json, content_key, write_atomically
+
+KEY = "ab" * 32
+
+
+def write(store: Store, text: str = "content") -> Path:
+    with store.writing("fit", KEY) as folder:
+        (folder / "value.txt").write_text(text)
+        (folder / COST).write_text('{"seconds": 1}')
+    return store.folder("fit", KEY)
+
+
+def test_written_artifact_is_found_by_another_store(tmp_path):
+    write(Store(tmp_path))
+    assert Store(tmp_path).has("fit", KEY)
+    assert not Store(tmp_path).has("fit", "cd" * 32)
+
+
+def test_interrupted_writer_leaves_no_artifact(tmp_path):
+    store = Store(tmp_path)
+
+    def fail_half_way() -> None:
+        with store.writing("fit", KEY) as folder:
+            (folder / "value.txt").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert not store.has("fit", KEY)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "manifest"])
+def test_damaged_artifact_is_dropped_with_a_warning(tmp_path, damage):
+    folder = write(Store(tmp_path))
+    if damage == "flip":
+        (folder / "value.txt").write_text("cOntent")
+    elif damage == "remove":
+        (folder / "value.txt").unlink()
+    else:
+        (folder / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match="is damaged .* computed again"):
+        assert not Store(tmp_path).has("fit", KEY)
+    assert not folder.exists()
+
+
+def test_measured_cost_is_not_part_of_the_content(tmp_path):
+    folder = write(Store(tmp_path))
+    (folder / COST).write_text('{"seconds": 99}')
+    assert Store(tmp_path).has("fit", KEY)
+
+
+def test_second_writer_of_one_key_keeps_the_first_artifact(tmp_path):
+    write(Store(tmp_path), "first")
+    folder = write(Store(tmp_path), "second")
+    assert (folder / "value.txt").read_text() == "first"
+
+
+def _compute_once(root: str) -> int:
+    store = Store(Path(root))
+    with store.lock(KEY):
+        if store.has("fit", KEY):
+            return 0
+        write(store, str(os.getpid()))
+        return 1
+
+
+def test_processes_that_want_one_key_compute_it_once(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        computed = pool.map(_compute_once, [str(tmp_path)] * 8)
+    assert sum(computed) == 1
+    assert Store(tmp_path).has("fit", KEY)
+
+
+def test_sweep_removes_scratch_of_dead_processes_only(tmp_path):
+    store = Store(tmp_path)
+    with store.scratch() as alive:
+        dead = alive.with_name(alive.name.replace(str(os.getpid()), "999999999"))
+        dead.mkdir()
+        assert store.sweep() == 1
+        assert alive.exists()
+        assert not dead.exists()
+
+
+def test_canonical_json_ignores_order_and_refuses_nan():
+    assert canonical_json({"b": 1, "a": [2.5]}) == canonical_json({"a": [2.5], "b": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+    with pytest.raises(ValueError):
+        canonical_json({"a": float("nan")})
+
+
+def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomically(path, "one")
+    write_atomically(path, b"two")
+    assert path.read_text() == "two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
