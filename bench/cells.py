@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.report.columns import COLUMNS, ROW_COLUMNS
 from bench.store import damage, process_alive, seal, write_atomically
 
 FINISHED = frozenset({"ok", "attack-weak", "attack-invalid"})
@@ -64,8 +65,19 @@ class CellStore:
     ) -> None:
         """Store a failed or skipped cell: a row with its reason and no numbers."""
         scratch = self.scratch()
-        row = {**identity, "status": status, "reason": reason, "key": key}
-        record = {"schema": 1, "key": key, "row": row, "transductive": False, **extra}
+        empty = {name: "" if COLUMNS[name].kind == "text" else None for name in ROW_COLUMNS}
+        row = {**empty, **identity, "status": status, "reason": reason, "key": key}
+        record = {
+            "schema": 1,
+            "key": key,
+            "row": row,
+            "transductive": False,
+            "thresholds": [],
+            "downstream": [],
+            "intervals": {},
+            "decoy": {"used": None, "description": "", "candidates": []},
+            **extra,
+        }
         (scratch / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         self.publish(scratch, key)
 

@@ -177,9 +177,12 @@ def export(
     results: ResultsOption = None,
 ) -> None:
     """Print one table in one format, or write it to a file."""
+    from bench.report.export import TABLES
     from bench.report.export import export as exported
     from bench.store import write_atomically
 
+    if table not in TABLES:
+        raise InputError(f"unknown table {table!r}{nearest(table, TABLES)}")
     text = exported(_results(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)

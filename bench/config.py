@@ -235,7 +235,7 @@ class ConfigFile:
             for position, entry in enumerate(getattr(config.matrix, group)):
                 here: Location = ("matrix", group, position)
                 if entry.label in labels:
-                    raise fail(here, f"the label {entry.label!r} stands twice")
+                    raise fail((*here, "label"), f"the label {entry.label!r} stands twice")
                 labels.add(entry.label)
         for name, profile in config.profiles.items():
             here = ("profiles", name)
@@ -272,8 +272,10 @@ class ConfigFile:
         for profile_name, profile in self.config.profiles.items():
             here = ("profiles", profile_name)
             self._validate(SimCLRRecipe, profile.pretraining, (*here, "pretraining"))
-            with self._located((*here, "encoder")):
-                find(profile.encoder.architecture).complete(profile.encoder.settings)
+            with self._located((*here, "encoder", "architecture")):
+                architecture = find(profile.encoder.architecture)
+            with self._located((*here, "encoder", "settings")):
+                architecture.complete(profile.encoder.settings)
             for name, parameters in profile.overrides.items():
                 location = (*here, "overrides", name)
                 if name not in known:
@@ -352,15 +354,17 @@ def _sentence(details: Mapping[str, Any], component: type[BaseModel]) -> str:
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Field names valid at ``location`` inside ``model``; empty where they cannot be told."""
     current: Any = model
+    inside_container = False
     for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields is not None:
-            if part not in fields:
-                return []
-            current = _model_in(fields[part].annotation)
-        # A list position or a dictionary key: the model inside stays the same.
-        if current is None:
+        if inside_container:
+            # A list position or a dictionary key: what it holds is already known.
+            inside_container = False
+            continue
+        if part not in getattr(current, "model_fields", {}):
             return []
+        annotation = current.model_fields[part].annotation
+        current = _model_in(annotation)
+        inside_container = current is not None and current is not annotation
     return list(getattr(current, "model_fields", {}))
 
 

@@ -14,7 +14,7 @@ from bench import registry
 from bench.cells import CellStore, RunningMark
 from bench.config import AttackEntry, ConfigFile, DefenseEntry, file_parameters
 from bench.errors import InputError, nearest
-from bench.matrix import Cell, Component, Environment, Planner, Stage, topological
+from bench.matrix import Cell, Component, Environment, Planner, Stage, role_slices, topological
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
 from bench.store import Store, file_digest, write_atomically
@@ -171,6 +171,7 @@ class Session:
         for stage in topological([cell.stage for cell in self.cells]):
             if stage.kind == "data" and not self.store.peek("data", stage.key):
                 self.sources[stage.spec["dataset"]].check(stage.spec["split"])
+        self._check_split_sizes()
 
     def run(self) -> Outcome:
         """Run the selected cells, then rebuild the tables.
@@ -227,6 +228,22 @@ class Session:
         if not is_current(self.results):
             self.reporter.note("rendering tables and plots")
             render(self.results)
+
+    def _check_split_sizes(self) -> None:
+        """Refuse counts that a training set cannot give, where its size is known beforehand."""
+        slices = role_slices(self.profile.splits)
+        needed = {self.profile.dataset: slices["suspicious"][1]}
+        for downstream in self.profile.downstreams:
+            needed.setdefault(downstream.dataset, slices["references"][1] + 1)
+        for name, rows in needed.items():
+            limit = self.file.config.datasets[name].max_images
+            total = self.sources[name].count("train")
+            if total is not None and min(total, limit or total) < rows:
+                raise self.file.yaml.error(
+                    ("profiles", self.profile_name, "splits"),
+                    f"dataset {name!r} has {min(total, limit or total)} training images, "
+                    f"the splits ask for {rows}",
+                )
 
     def _check_checkpoint(self) -> None:
         if self.checkpoint is None:

@@ -60,7 +60,7 @@ def probe(stage: Stage, workspace: Workspace, folder: Path) -> None:
 def pixels(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """kNN on raw pixels: what the data gives away without any encoder."""
     bank = probe_images(stage, workspace)
-    test = test_images(stage, workspace)
+    test = evaluation_images(stage, workspace)
     predictions = metrics.raw_pixel_knn(
         test.float().to(workspace.device),
         bank.float().to(workspace.device),
@@ -75,7 +75,7 @@ def pixels(stage: Stage, workspace: Workspace, folder: Path) -> None:
     )
 
 
-def test_images(stage: Stage, workspace: Workspace) -> ImageSet:
+def evaluation_images(stage: Stage, workspace: Workspace) -> ImageSet:
     """The test set of the cell, or its first ``test_images``."""
     test = workspace.images(stage.inputs["test"])
     limit = stage.spec["test_images"]
@@ -90,7 +90,7 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """
     spec = stage.spec
     target = spec["target"]
-    test = test_images(stage, workspace)
+    test = evaluation_images(stage, workspace)
     if target >= len(test.class_names):
         raise InputError(
             f"target class {target} does not exist: {test.name} has {len(test.class_names)} classes"

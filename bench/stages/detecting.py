@@ -19,7 +19,7 @@ from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
 from bench.matrix import Stage
 from bench.memory import PeakMemory
-from bench.stages.auditing import BATCH, test_images
+from bench.stages.auditing import BATCH, evaluation_images
 from bench.workspace import Workspace, generator_for, write_json, write_tensors
 
 
@@ -343,7 +343,7 @@ def _bundle(stage: Stage, workspace: Workspace) -> Bundle:
         if decoy is not None:
             stamps["decoy"] = decoy
         return build_bundle(
-            test_images(stage, workspace), train.select(rows), stamps, spec["split_seed"]
+            evaluation_images(stage, workspace), train.select(rows), stamps, spec["split_seed"]
         )
 
     return workspace.bundles.get(_bundle_key(stage), build)
@@ -363,7 +363,7 @@ def _figures(stage: Stage, workspace: Workspace, fitted: Fitted, folder: Path) -
     audit, count = stage.inputs["audit"], stage.spec["figure_images"]
     if count == 0 or type(fitted.defense).figures is Defense.figures:
         return
-    test = test_images(stage, workspace)
+    test = evaluation_images(stage, workspace)
     others = torch.from_numpy(np.flatnonzero(test.labels != audit.spec["target"]))[:count]
     chosen = test.select(others)
     conditions = {"clean": None, "triggered": workspace.trigger(audit)}

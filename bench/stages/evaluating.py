@@ -14,7 +14,7 @@ from bench.evaluation import detection, downstream
 from bench.evaluation.bootstrap import Bootstrap, Sample
 from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
 from bench.matrix import Stage
-from bench.stages.auditing import test_images
+from bench.stages.auditing import evaluation_images
 from bench.workspace import Workspace, write_json
 
 SCHEMA = 1
@@ -27,7 +27,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Turn the scores of victim and twin into a row with intervals, and store the cell."""
     spec, audit = stage.spec, stage.inputs["audit"]
     target = audit.spec["target"]
-    labels = test_images(audit, workspace).labels.numpy()
+    labels = evaluation_images(audit, workspace).labels.numpy()
     frame = _scores(stage, workspace, labels)
     scores = _by_condition(frame, len(labels))
     cell = CellScores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import real_images
+from experiment import real_images
 
 from attacks.none import NoAttack
 from attacks.triggers import TRIGGERS, PatchTrigger

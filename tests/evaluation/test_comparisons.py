@@ -27,6 +27,7 @@ def cell(decoy_shift: float = 0.0) -> CellScores:
         placebo_clean=Sample.of_all(content + noise[1]),
         placebo_triggered=Sample.of_all(content + noise[2] + decoy_shift),
         decoy=Sample.of_all(content + noise[3] + decoy_shift),
+        placebo_decoy=Sample.of_all(content + noise[1] + decoy_shift),
     )
 
 
@@ -54,7 +55,8 @@ def test_decoy_that_is_odder_than_the_trigger_shows_on_the_twin():
     odd = Sample.of_all(fair.placebo_triggered.scores + 5)
     values = control_metrics(dataclasses.replace(fair, placebo_decoy=odd))
     assert values["auroc_vs_decoy_placebo"] < 0.05
-    assert math.isnan(control_metrics(cell())["auroc_vs_decoy_placebo"])
+    without = dataclasses.replace(fair, placebo_decoy=None)
+    assert math.isnan(control_metrics(without)["auroc_vs_decoy_placebo"])
 
 
 def test_target_class_images_are_negatives_but_not_positives():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import real_images
+from experiment import real_images
 from torch import Tensor
 from torch.nn import functional
 
@@ -97,7 +97,7 @@ def test_empty_trigger_gives_equal_scores_element_by_element(tiny_run, monkeypat
     checked = set()
     for cell in tiny_run.cells:
         stage = cell.stage.inputs["victim"]
-        test = detecting.test_images(stage, workspace)
+        test = detecting.evaluation_images(stage, workspace)
         fitted = restore(stage.inputs["fit"], workspace)
         bundle = build_bundle(test, test, {"clean": None, "triggered": EmptyTrigger()}, seed=1)
         scorer = Scorer(fitted, cell.identity["defense"])

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from experiment import TINY
 
 import bench
 from bench import registry
@@ -21,7 +21,7 @@ from bench.cells import CellStore
 from bench.config import ConfigFile
 from bench.report import LEADERBOARD_COLUMNS
 from bench.session import Selection, Session
-from bench.stages.detecting import Scorer, build_bundle, restore, test_images
+from bench.stages.detecting import Scorer, build_bundle, evaluation_images, restore
 
 COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
 PICKLE_MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -241,7 +241,7 @@ def test_scores_do_not_depend_on_batching_or_order(tiny_run):
     for cell in tiny_run.cells[len(tiny_run.defenses) :]:
         stage = cell.stage.inputs["victim"]
         fitted = restore(stage.inputs["fit"], workspace)
-        images = test_images(stage, workspace)
+        images = evaluation_images(stage, workspace)
         stamps = {"clean": None, "triggered": workspace.trigger(stage.inputs["audit"])}
         bundle = build_bundle(images, images, stamps, seed=0)
         scorer = Scorer(fitted, cell.identity["defense"])
@@ -264,7 +264,7 @@ def test_fitted_state_scores_as_the_fit_did(tiny_run):
         fitted = restore(stage.inputs["fit"], workspace)
         stored = pd.read_parquet(workspace.folder(stage) / "scores.parquet")
         clean = stored[(stored["split"] == "test") & (stored["condition"] == "clean")]
-        images = test_images(stage, workspace).uint8()
+        images = evaluation_images(stage, workspace).uint8()
         scores = Scorer(fitted, "again").score(images)
         np.testing.assert_allclose(scores, clean["score"].to_numpy(), rtol=1e-4, atol=1e-6)
 
