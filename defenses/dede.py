@@ -220,11 +220,14 @@ class Dede(Defense):
         """Batches of (predicted, patches, mask): (n, T, 3pp) twice and (n, T)."""
         model = self._fitted()
         kept = keep_count(model.tokens, self.test_mask_ratio)
-        for part in images.split(max(1, SCORING_TOKENS // model.tokens)):
-            batch = part.to(self._order.device)
-            patches = self._patches(batch)
-            order = self._order.expand(len(batch), -1)
-            predicted = model(patches, self._encoder.embed(batch), order, kept)
+        images = images.to(self._order.device)
+        # Whole, not in parts: the harness recognises its own batches and need not embed them again.
+        embeddings = self._encoder.embed(images)
+        size = max(1, SCORING_TOKENS // model.tokens)
+        for part, embedded in zip(images.split(size), embeddings.split(size), strict=True):
+            patches = self._patches(part)
+            order = self._order.expand(len(part), -1)
+            predicted = model(patches, embedded, order, kept)
             yield predicted, patches, patch_mask(order, kept)
 
     def _patches(self, images: Tensor) -> Tensor:
