@@ -1,0 +1,434 @@
+"""Where images come from: embedded sets, parquet, image folders, torchvision.
+
+A source is cheap to make and to fingerprint; it decodes only in :meth:`Source.load`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.config import DatasetConfig
+from bench.data.imageset import ImageSet
+from bench.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+
+class Source(ABC):
+    """A named set of images with the splits ``train`` and, mostly, ``test``."""
+
+    def __init__(self, name: str, config: DatasetConfig) -> None:
+        self.name = name
+        self.config = config
+
+    @abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 over the content of the files behind a split, without decoding an image."""
+
+    @abstractmethod
+    def load(self, split: str) -> ImageSet:
+        """Decode a split.
+
+        Raises
+        ------
+        InputError
+            For a missing split, a broken image or one of the wrong size.
+        """
+
+    def check(self, split: str) -> None:
+        """Raise the :class:`InputError` that :meth:`load` would, from file headers alone."""
+
+    def count(self, split: str) -> int | None:
+        """Images in a split where that can be told without decoding, before ``max_images``."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What, beside the content, decides the loaded tensor: part of the stage key."""
+        return {
+            "source": type(self).__name__,
+            "image_size": self.config.image_size,
+            "resize": self.config.resize,
+            "max_images": self.config.max_images,
+        }
+
+    def _no_split(self, split: str, where: object) -> InputError:
+        return InputError(f"dataset {self.name!r} has no {split!r} split in {where}")
+
+    def _fit(self, image: Image.Image, what: str) -> Image.Image:
+        """Check or change the size of an opened image; decoding waits until it is needed."""
+        side = self.config.image_size
+        if image.size != (side, side):
+            if not self.config.resize:
+                width, height = image.size
+                raise InputError(
+                    f"{what} is {width}x{height} pixels, dataset {self.name!r} wants "
+                    f"{side}x{side} (set `resize: true` to resize)"
+                )
+            return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        return image
+
+    def _decode(self, images: Sequence[tuple[str, bytes]]) -> torch.Tensor:
+        side = self.config.image_size
+        storage = np.empty((len(images), side, side, 3), dtype=np.uint8)
+
+        def decode(position: int) -> None:
+            what, data = images[position]
+            with _opened(what, data) as image:
+                try:
+                    storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
+                except OSError as error:
+                    raise InputError(f"{what} cannot be decoded: {error}") from None
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decode, range(len(images)), chunksize=256))
+        return torch.from_numpy(storage.transpose(0, 3, 1, 2).copy())
+
+    def _check_headers(self, images: Iterable[tuple[str, bytes]]) -> None:
+        side = self.config.image_size
+        for what, data in images:
+            with _opened(what, data) as image:
+                if image.size != (side, side) and not self.config.resize:
+                    self._fit(image, what)
+
+
+def _opened(what: str, data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{what} is not an image: {error}") from None
+
+
+class Digits(Source):
+    """scikit-learn's 1,797 handwritten digits as 32x32 RGB; the last 400 are the test split."""
+
+    TEST_IMAGES = 400
+
+    def fingerprint(self, split: str) -> str:
+        return _digest_arrays(split, self._arrays[0], self._arrays[1])
+
+    def count(self, split: str) -> int:
+        whole = len(self._arrays[0])
+        return whole - self.TEST_IMAGES if split == "train" else self.TEST_IMAGES
+
+    def load(self, split: str) -> ImageSet:
+        images, labels = self._arrays
+        cut = len(images) - self.TEST_IMAGES
+        if split not in ("train", "test"):
+            raise self._no_split(split, "scikit-learn")
+        part = slice(0, cut) if split == "train" else slice(cut, None)
+        side = self.config.image_size
+        grey = torch.from_numpy(images[part]).float().div(16).unsqueeze(1)
+        large = torch.nn.functional.interpolate(
+            grey, size=(side, side), mode="bilinear", align_corners=False
+        )
+        storage = large.clamp(0, 1).mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return ImageSet(
+            storage.contiguous(),
+            labels=torch.from_numpy(labels[part].astype(np.int64)),
+            class_names=tuple(str(digit) for digit in range(10)),
+            name=f"{self.name}/{split}",
+        )
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images, digits.target
+
+
+class Photographs(Source):
+    """Random crops of scikit-learn's two bundled photographs: a small out-of-distribution set."""
+
+    COUNT = 1500
+
+    def fingerprint(self, split: str) -> str:
+        return _digest_arrays(split, *self._photographs)
+
+    def load(self, split: str) -> ImageSet:
+        if split != "train":
+            raise self._no_split(split, "scikit-learn")
+        side, random = self.config.image_size, np.random.default_rng(0)
+        storage = np.empty((self.COUNT, side, side, 3), dtype=np.uint8)
+        for position in range(self.COUNT):
+            photograph = self._photographs[position % len(self._photographs)]
+            # Crops of several scales: at full resolution most would be plain sky or petal.
+            span = int(random.integers(side, 6 * side))
+            top = int(random.integers(0, photograph.shape[0] - span + 1))
+            left = int(random.integers(0, photograph.shape[1] - span + 1))
+            crop = Image.fromarray(photograph[top : top + span, left : left + span])
+            storage[position] = np.asarray(crop.resize((side, side), Image.Resampling.BOX))
+        images = torch.from_numpy(storage.transpose(0, 3, 1, 2).copy())
+        return ImageSet(images, name=f"{self.name}/{split}")
+
+    @cached_property
+    def _photographs(self) -> list[np.ndarray]:
+        from sklearn.datasets import load_sample_images
+
+        return list(load_sample_images().images)
+
+
+class Parquet(Source):
+    """``<path>/<split>.parquet`` in the layout of Hugging Face ``datasets``.
+
+    Columns ``image`` (struct with ``bytes``, or plain bytes) and, optionally, ``label``; class
+    names from the schema's metadata.
+    """
+
+    def __init__(self, name: str, config: DatasetConfig, folder: Path) -> None:
+        super().__init__(name, config)
+        self.folder = folder
+
+    def fingerprint(self, split: str) -> str:
+        return _digest_files(self._files(split), self.folder)
+
+    def check(self, split: str) -> None:
+        self._check_headers(self._encoded(split)[0])
+
+    def count(self, split: str) -> int:
+        import pyarrow.parquet as pq
+
+        return sum(pq.read_metadata(path).num_rows for path in self._files(split))
+
+    def load(self, split: str) -> ImageSet:
+        encoded, labels, class_names = self._encoded(split)
+        return ImageSet(
+            self._decode(encoded),
+            labels=labels,
+            class_names=class_names,
+            name=f"{self.name}/{split}",
+        )
+
+    def _files(self, split: str) -> list[Path]:
+        files = sorted({*self.folder.glob(f"{split}.parquet"), *self.folder.glob(f"{split}-*.parquet")})
+        if not files:
+            raise self._no_split(split, self.folder)
+        return files
+
+    def _encoded(
+        self, split: str
+    ) -> tuple[list[tuple[str, bytes]], torch.Tensor | None, tuple[str, ...]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        images: list[tuple[str, bytes]] = []
+        labels: list[int] = []
+        class_names: tuple[str, ...] = ()
+        for path in self._files(split):
+            try:
+                schema = pq.read_schema(path)
+                if "image" not in schema.names:
+                    raise InputError(
+                        f"{path}: no column 'image'; the columns are {', '.join(schema.names)}"
+                    )
+                columns = [name for name in ("image", "label") if name in schema.names]
+                table = pq.read_table(path, columns=columns)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path}: not a readable parquet file: {error}") from None
+            column = table["image"].combine_chunks()
+            if pa.types.is_struct(column.type):
+                if column.type.get_field_index("bytes") < 0:
+                    raise InputError(f"{path}: the column 'image' has no field 'bytes'")
+                column = column.field("bytes")
+            if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+                raise InputError(f"{path}: the column 'image' holds {column.type}, not bytes")
+            data = column.to_pylist()
+            if None in data:
+                raise InputError(f"{path}: image {data.index(None)} is empty")
+            images += [(f"{path}: image {row}", value) for row, value in enumerate(data)]
+            if "label" in columns:
+                labels += table["label"].to_pylist()
+                class_names = _class_names(schema.metadata) or class_names
+        if labels and (len(labels) != len(images) or None in labels):
+            raise InputError(f"dataset {self.name!r}: some images of {split!r} have no label")
+        limit = self.config.max_images
+        targets = torch.tensor(labels[:limit], dtype=torch.int64) if labels else None
+        if targets is not None and not class_names:
+            class_names = tuple(str(label) for label in range(int(targets.max()) + 1))
+        return images[:limit], targets, class_names
+
+
+class Folder(Source):
+    """``<path>/<split>/<class>/*.png`` (labelled) or ``<path>/<split>/*.png``; for ``train`` the
+    images may also lie in ``<path>`` itself."""
+
+    def __init__(self, name: str, config: DatasetConfig, folder: Path) -> None:
+        super().__init__(name, config)
+        self.folder = folder
+
+    def fingerprint(self, split: str) -> str:
+        return _digest_files([path for path, _ in self._files(split)[0]], self.folder)
+
+    def check(self, split: str) -> None:
+        self._check_headers((str(path), path.read_bytes()) for path, _ in self._files(split)[0])
+
+    def load(self, split: str) -> ImageSet:
+        files, class_names = self._files(split)
+        storage = self._decode([(str(path), path.read_bytes()) for path, _ in files])
+        labels = torch.tensor([label for _, label in files]) if class_names else None
+        return ImageSet(
+            storage, labels=labels, class_names=class_names, name=f"{self.name}/{split}"
+        )
+
+    def count(self, split: str) -> int:
+        return len(self._files(split)[0])
+
+    def _files(self, split: str) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+        root = self.folder / split
+        if not root.is_dir():
+            if split != "train":
+                raise self._no_split(split, self.folder)
+            root = self.folder
+        classes = sorted(path for path in root.iterdir() if path.is_dir() and any(_images(path)))
+        if classes:
+            files = [(path, label) for label, c in enumerate(classes) for path in _images(c)]
+        else:
+            files = [(path, -1) for path in _images(root)]
+        if not files:
+            raise InputError(f"dataset {self.name!r}: no images in {root}")
+        return files[: self.config.max_images], tuple(path.name for path in classes)
+
+
+class Torchvision(Source):
+    """CIFAR-10, STL-10, GTSRB and SVHN from a torchvision copy; downloads only when asked."""
+
+    NAMES = ("cifar10", "stl10", "gtsrb", "svhn")
+    _FILES = {"cifar10": "cifar-10-batches-py", "stl10": "stl10_binary", "gtsrb": "gtsrb"}
+
+    def __init__(self, name: str, config: DatasetConfig, root: Path) -> None:
+        super().__init__(name, config)
+        self.root = root
+
+    @classmethod
+    def present(cls, name: str, root: Path) -> bool:
+        """Whether ``root`` seems to hold torchvision's copy of ``name``."""
+        if name == "svhn":
+            return (root / "train_32x32.mat").is_file()
+        return name in cls._FILES and (root / cls._FILES[name]).is_dir()
+
+    def fingerprint(self, split: str) -> str:
+        folder = self.root / self._FILES.get(self.name, "")
+        if self.name == "svhn":
+            files = sorted(self.root.glob("*_32x32.mat"))
+        else:
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return hashlib.sha256((split + _digest_files(files, self.root)).encode()).hexdigest()
+
+    def load(self, split: str) -> ImageSet:
+        dataset = self._dataset(split, download=False)
+        side, count = self.config.image_size, len(dataset)
+        count = min(count, self.config.max_images or count)
+        storage = np.empty((count, side, side, 3), dtype=np.uint8)
+        labels = np.empty(count, dtype=np.int64)
+        for position in range(count):
+            image, labels[position] = dataset[position]
+            what = f"{self.name}/{split}: image {position}"
+            storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
+        names = getattr(dataset, "classes", None) or [str(c) for c in range(int(labels.max()) + 1)]
+        labelled = bool((labels >= 0).all())
+        return ImageSet(
+            torch.from_numpy(storage.transpose(0, 3, 1, 2).copy()),
+            labels=torch.from_numpy(labels) if labelled else None,
+            class_names=tuple(names) if labelled else (),
+            name=f"{self.name}/{split}",
+        )
+
+    def download(self) -> None:
+        """Fetch every split that the benchmark uses into the data root."""
+        for split in ("train", "test"):
+            self._dataset(split, download=True)
+
+    def _dataset(self, split: str, *, download: bool) -> Any:
+        from torchvision import datasets
+
+        builders = {
+            "cifar10": lambda: datasets.CIFAR10(self.root, split == "train", download=download),
+            # The unlabelled hundred thousand are what an out-of-distribution auxiliary uses.
+            "stl10": lambda: datasets.STL10(
+                self.root, "unlabeled" if split == "train" else split, download=download
+            ),
+            "gtsrb": lambda: datasets.GTSRB(self.root, split, download=download),
+            "svhn": lambda: datasets.SVHN(self.root, split, download=download),
+        }
+        try:
+            return builders[self.name]()
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"dataset {self.name!r} in {self.root}: {error}") from None
+
+
+def open_source(
+    name: str, config: DatasetConfig, data_roots: Sequence[Path], base: Path
+) -> Source:
+    """The source of a named data set.
+
+    Raises
+    ------
+    InputError
+        When its files are nowhere to be found; the message says what would fix it.
+    """
+    if config.source == "digits":
+        return Digits(name, config)
+    if config.source == "photographs":
+        return Photographs(name, config)
+    if config.source in ("parquet", "folder"):
+        folder = (base / str(config.path)).resolve() if config.path else base
+        if not folder.is_dir():
+            raise InputError(f"dataset {name!r}: no folder {config.path}")
+        return Parquet(name, config, folder) if config.source == "parquet" else Folder(
+            name, config, folder
+        )
+    for root in data_roots:
+        folder = root / name
+        if config.source == "auto" and any(folder.glob("*.parquet")):
+            return Parquet(name, config, folder)
+        if Torchvision.present(name, root):
+            return Torchvision(name, config, root)
+        if config.source == "auto" and folder.is_dir():
+            return Folder(name, config, folder)
+    places = ", ".join(str(root / name) for root in data_roots) or "no data root"
+    remedy = (
+        f"run `bench download {name}` or put it there"
+        if name in Torchvision.NAMES
+        else "put parquet files or image folders there, or name a path in the config"
+    )
+    raise InputError(f"dataset {name!r} is not at {places}; {remedy}")
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
+    try:
+        info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(info["info"]["features"]["label"]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def _digest_files(files: Sequence[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _digest_arrays(split: str, *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(split.encode())
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""Where images come from, and what an image set promises."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from experiment import real_images
+from PIL import Image
+
+from bench.config import DatasetConfig
+from bench.data.imageset import ImageSet
+from bench.data.sources import Folder, Parquet, Torchvision, open_source
+from bench.data.splits import permuted_rows, pick_references
+from bench.errors import InputError
+
+
+def encoded(value: int, size: int = 32, suffix: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, dtype=np.uint8)).save(stream, suffix)
+    return stream.getvalue()
+
+
+def write_parquet(path: Path, values: list[int], size: int = 32) -> None:
+    frame = pd.DataFrame(
+        {
+            "image": [{"bytes": encoded(value, size), "path": None} for value in values],
+            "label": [value % 2 for value in values],
+        }
+    )
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    features = {"info": {"features": {"label": {"names": ["even", "odd"]}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+
+
+def test_digits_are_rgb_and_the_last_400_are_the_test(tmp_path):
+    source = open_source("digits", DatasetConfig(source="digits"), [], tmp_path)
+    train, test = source.load("train"), source.load("test")
+    assert (len(train), len(test), train.image_size) == (1397, 400, 32)
+    assert len(train.class_names) == 10
+    pixels = train.float(slice(0, 8))
+    assert pixels.dtype == torch.float32
+    assert 0 <= float(pixels.min()) < 0.1 < 0.9 < float(pixels.max()) <= 1
+    assert source.fingerprint("train") != source.fingerprint("test")
+
+
+def test_photographs_are_unlabelled_crops_that_differ(tmp_path):
+    source = open_source("photographs", DatasetConfig(source="photographs"), [], tmp_path)
+    images = source.load("train")
+    assert len(images) == 1500
+    assert not images.labelled
+    assert len({bytes(image.numpy().tobytes()) for image in images.uint8()}) > 1400
+    with pytest.raises(InputError, match="no 'test' split"):
+        source.load("test")
+
+
+def test_parquet_gives_images_labels_and_class_names(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [10, 201, 30])
+    images = Parquet("some", DatasetConfig(), tmp_path).load("train")
+    assert images.uint8()[:, 0, 0, 0].tolist() == [10, 201, 30]
+    assert images.labels.tolist() == [0, 1, 0]
+    assert images.class_names == ("even", "odd")
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    source = Parquet("some", DatasetConfig(), tmp_path)
+    write_parquet(tmp_path / "train.parquet", [1, 2])
+    first = source.fingerprint("train")
+    write_parquet(tmp_path / "train.parquet", [1, 3])
+    assert source.fingerprint("train") != first
+
+
+def test_wrong_size_is_an_error_unless_resizing_is_asked_for(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1, 2], size=48)
+    with pytest.raises(InputError, match="image 0 is 48x48 pixels, dataset 'some' wants 32x32"):
+        Parquet("some", DatasetConfig(), tmp_path).check("train")
+    resized = Parquet("some", DatasetConfig(resize=True), tmp_path)
+    resized.check("train")
+    assert resized.load("train").image_size == 32
+
+
+def test_folder_of_classes_and_flat_folder(tmp_path):
+    for split, classes in (("train", ("cat", "dog")), ("test", ("cat", "dog"))):
+        for label, name in enumerate(classes):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "a.png").write_bytes(encoded(100 * label + 5))
+    labelled = Folder("pets", DatasetConfig(), tmp_path)
+    assert labelled.load("train").class_names == ("cat", "dog")
+    assert labelled.load("test").labels.tolist() == [0, 1]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "x.png").write_bytes(encoded(7))
+    images = Folder("flat", DatasetConfig(), flat).load("train")
+    assert (len(images), images.labelled) == (1, False)
+
+
+def test_named_set_is_found_under_a_data_root(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    write_parquet(tmp_path / "cifar10" / "train.parquet", [1])
+    source = open_source("cifar10", DatasetConfig(), [tmp_path / "no", tmp_path], tmp_path)
+    assert isinstance(source, Parquet)
+
+
+def test_torchvision_copy_is_used_and_never_downloaded_unasked(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    source = open_source("cifar10", DatasetConfig(), [tmp_path], tmp_path)
+    assert isinstance(source, Torchvision)
+    with pytest.raises(InputError, match="Dataset not found or corrupted"):
+        source.load("train")
+    assert list((tmp_path / "cifar-10-batches-py").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "count", "classes"),
+    [("cifar10", "test", 10_000, 10), ("gtsrb", "test", 12_630, 43)],
+)
+def test_real_sets_load_whole(name, split, count, classes):
+    images = Parquet(name, DatasetConfig(), real_images(name)).load(split)
+    assert (len(images), len(images.class_names)) == (count, classes)
+    assert torch.bincount(images.labels).min() > 0
+
+
+def test_view_shares_storage_and_composes():
+    storage = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 8, 8).contiguous()
+    images = ImageSet(storage, labels=torch.arange(5), class_names=tuple("abcde"))
+    view = images.select(torch.tensor([4, 2, 0])).select(torch.tensor([2, 0]))
+    assert view.rows.tolist() == [0, 4]
+    assert view.labels.tolist() == [0, 4]
+    assert view.float()[:, 0, 0, 0].tolist() == pytest.approx([0, 4 / 255])
+    assert view._storage.data_ptr() == storage.data_ptr()
+    with pytest.raises(ValueError, match="has no labels"):
+        view.without_labels().labels  # noqa: B018
+    assert [len(batch) for batch in images.batches(2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("storage", "labels", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), None, "must be uint8"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, "must be uint8"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3), "3 labels for 2 images"),
+    ],
+)
+def test_image_set_refuses_what_is_no_image_set(storage, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ImageSet(storage, labels=labels)
+
+
+def test_references_are_of_the_target_class_and_scarcity_is_named():
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    rows = torch.tensor([4, 3, 2, 1])
+    assert pick_references(rows, labels, 1, 2, "some").tolist() == [4, 3]
+    with pytest.raises(InputError, match="1 reference images of class 0 .* needs 2"):
+        pick_references(rows, labels, 0, 2, "some")
+
+
+def test_too_many_rows_asked_for_is_named():
+    with pytest.raises(InputError, match="has 10 training images, the splits ask for 20"):
+        permuted_rows(10, {"seed": 0, "start": 5, "stop": 20}, "some")
