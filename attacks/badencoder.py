@@ -126,7 +126,7 @@ class BadEncoder(ModelPoisoning):
 def freeze_batch_norm(network: nn.Module) -> None:
     """Train mode, with every 2-D batch norm in eval and its affine parameters frozen.
 
-    Running statistics then never change and equal rows stay equal (spec 1.7).
+    Running statistics then never change and equal rows stay equal, as in the published code.
     """
     network.train()
     network.requires_grad_(True)

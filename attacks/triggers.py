@@ -15,7 +15,7 @@ Pattern = Literal["solid", "checkerboard", "stripes"]
 
 
 class PatchTrigger(Trigger):
-    """A square of saturated pixels at a fixed place (BadEncoder, section 4; spec 1.5).
+    """A square of saturated pixels at a fixed place (BadEncoder, section 4).
 
     All patterns alternate ``colour`` with its complement (``1 - colour``), so that every patch of
     one size has the same energy around mid-grey.

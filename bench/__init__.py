@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.session import load_scores, load_victim, run
+    from bench.interface import load_scores, load_victim, run
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_scores", "load_victim", "run"]
@@ -18,5 +18,5 @@ __all__ = ["__version__", "load_scores", "load_victim", "run"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("bench.session"), name)
+        return getattr(import_module("bench.interface"), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.report.columns import COLUMNS, ROW_COLUMNS
-from bench.store import damage, process_alive, seal, write_atomically
+from bench.store import (
+    damage,
+    process_alive,
+    scratch_name,
+    seal,
+    sweep_scratch,
+    write_atomically,
+)
 
 FINISHED = frozenset({"ok", "attack-weak", "attack-invalid"})
 
@@ -24,6 +31,7 @@ class CellStore:
 
     def __init__(self, results: Path) -> None:
         self.folder = Path(results) / "cells"
+        self._scratch = Path(results) / ".part"
 
     def status(self, key: str) -> str | None:
         """The stored status; None when nothing whole is stored under that key."""
@@ -41,19 +49,25 @@ class CellStore:
 
     def scratch(self) -> Path:
         """An empty folder on the same file system as the cells."""
-        path = self.folder / f".{uuid.uuid4().hex}.part"
+        path = self._scratch / scratch_name()
         path.mkdir(parents=True)
         return path
 
     def publish(self, scratch: Path, key: str) -> None:
-        """Seal a finished scratch folder and put it in place of whatever is stored."""
+        """Seal a finished scratch folder and put it in place of whatever is stored.
+
+        When two runs finish one cell at once, the first stays: equal keys mean equal cells.
+        """
         seal(scratch)
-        target = self.folder / key
-        if target.exists():
-            old = self.folder / f".{uuid.uuid4().hex}.part"
+        target, old = self.folder / key, self._scratch / scratch_name()
+        with contextlib.suppress(FileNotFoundError):
             os.replace(target, old)
-            shutil.rmtree(old, ignore_errors=True)
-        os.replace(scratch, target)
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            if self.status(key) is None:
+                raise
+        shutil.rmtree(old, ignore_errors=True)
 
     def write_unfinished(
         self,
@@ -82,9 +96,8 @@ class CellStore:
         self.publish(scratch, key)
 
     def sweep(self) -> None:
-        """Remove scratch folders that a killed run left."""
-        for path in self.folder.glob(".*.part"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove scratch folders that killed runs left."""
+        sweep_scratch(self._scratch)
 
 
 class RunningMark:

@@ -243,9 +243,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
-    except typer.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
         code = 130
     except typer.Exit as stop:
@@ -254,6 +252,9 @@ def main() -> None:
         if not _one_line(error):
             raise
         typer.echo(f"bench: {error}", err=True)
+        code = 2
+    except OSError as error:
+        typer.echo(f"bench: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         code = 2
     except Exception as error:
         if not hasattr(error, "format_message"):

@@ -88,7 +88,7 @@ class DatasetConfig(Model):
 
 
 class Protocol(Model):
-    """What is the same for every defense (DESIGN 6)."""
+    """What is the same for every defense (docs/protocol.md)."""
 
     split_seed: int = Field(0, ge=0)
     poison_rate: float = Field(0.01, gt=0, lt=1)
@@ -101,7 +101,7 @@ class Protocol(Model):
 
 
 class SplitCounts(Model):
-    """Images per role (DESIGN 6, Splits)."""
+    """Images per role (docs/protocol.md, "Splits")."""
 
     calibration: int = Field(2500, ge=20)
     validation: int = Field(2500, ge=20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bench.cells import CellStore
-from bench.matrix import topological
+from bench.graph import topological
 from bench.session import Session, seconds_known
 
 

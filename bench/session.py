@@ -14,15 +14,14 @@ from bench import registry
 from bench.cells import CellStore, RunningMark
 from bench.config import AttackEntry, ConfigFile, DefenseEntry, file_parameters
 from bench.errors import InputError, nearest
-from bench.matrix import Cell, Component, Environment, Planner, Stage, role_slices, topological
+from bench.graph import Cell, Component, Environment, Stage, topological
+from bench.matrix import Planner, role_slices
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
 from bench.store import Store, file_digest, write_atomically
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from bench.data.sources import Source
+    from bench.data.source import Source
     from bench.executors.inline import Outcome
     from bench.workspace import Workspace
 
@@ -369,99 +368,6 @@ def data_roots(file: ConfigFile) -> list[Path]:
 def results_folder(file: ConfigFile, results: Path | None, profile: str) -> Path:
     """Where the results of a profile lie."""
     return (Path(results) if results else file.root / "results") / profile
-
-
-def run(
-    config: str | Path = "bench.yaml",
-    *,
-    profile: str | None = None,
-    attacks: Sequence[str] | None = None,
-    defenses: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    device: str | None = None,
-    results: str | Path | None = None,
-    cache: str | Path | None = None,
-    retry_failed: bool = False,
-    limit_steps: int | None = None,
-) -> pd.DataFrame:
-    """Run a matrix and return its leaderboard, one row per cell.
-
-    The same as ``bench run``, without progress output.
-
-    Raises
-    ------
-    InputError
-        For a mistake in the configuration or an input file, before anything is written.
-    """
-    from bench.report import load_results
-    from bench.report.leaderboard import leaderboard
-
-    session = Session(
-        ConfigFile(Path(config)),
-        Selection(
-            profile=profile,
-            attacks=tuple(attacks) if attacks is not None else None,
-            defenses=tuple(defenses) if defenses is not None else None,
-            seeds=tuple(seeds) if seeds is not None else None,
-            device=device,
-            results=Path(results) if results is not None else None,
-            cache=Path(cache) if cache is not None else None,
-            retry_failed=retry_failed,
-            limit_steps=limit_steps,
-        ),
-    )
-    session.run()
-    return leaderboard(load_results(session.results))
-
-
-def load_victim(path: str | Path) -> Any:
-    """The :class:`bench.api.Victim` of an implant artifact: encoder, trigger, training figures.
-
-    Parameters
-    ----------
-    path
-        The artifact's folder in the cache (``<cache>/implant/<xx>/<key>``).
-
-    Raises
-    ------
-    InputError
-        When the folder is not a whole implant artifact.
-    """
-    from bench.api import Victim
-    from bench.encoders.encoder import Encoder
-    from bench.store import damage
-    from bench.workspace import restore_trigger
-
-    folder = Path(path)
-    problem = damage(folder) if folder.is_dir() else "no such folder"
-    if problem or not (folder / "triggers.json").is_file():
-        raise InputError(f"{folder} is no implant artifact: {problem or 'it has no trigger'}")
-    return Victim(
-        Encoder.load(folder / "encoder.safetensors"),
-        restore_trigger(json.loads((folder / "triggers.json").read_text())["trigger"]),
-        json.loads((folder / "metrics.json").read_text()),
-    )
-
-
-def load_scores(cell: str | Path) -> pd.DataFrame:
-    """The scores of a stored cell, one row per scored image.
-
-    Parameters
-    ----------
-    cell
-        The cell's folder, ``results/<profile>/cells/<key>``.
-
-    Returns
-    -------
-    DataFrame
-        Columns image, label, split, condition, encoder, score.
-    """
-    import pandas as pd
-
-    path = Path(cell) / "scores.parquet"
-    if not path.is_file():
-        raise InputError(f"{cell} holds no scores; is it a finished cell?")
-    return pd.read_parquet(path)
 
 
 def _selected(

@@ -144,8 +144,7 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder under ``tmp/``, removed at the end unless it was renamed away."""
-        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        scratch = self.root / "tmp" / name
+        scratch = self.root / "tmp" / scratch_name()
         scratch.mkdir(parents=True)
         try:
             yield scratch
@@ -154,17 +153,10 @@ class Store:
 
     def sweep(self) -> int:
         """Remove scratch folders of processes of this machine that no longer live."""
-        removed = 0
-        prefix = f"{socket.gethostname()}-"
-        for scratch in (self.root / "tmp").glob(f"{prefix}*"):
-            pid = scratch.name.removeprefix(prefix).split("-")[0]
-            if pid.isdigit() and not process_alive(int(pid)):
-                shutil.rmtree(scratch, ignore_errors=True)
-                removed += 1
-        return removed
+        return sweep_scratch(self.root / "tmp")
 
     def _discard(self, folder: Path) -> None:
-        doomed = self.root / "tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        doomed = self.root / "tmp" / scratch_name()
         doomed.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, doomed)
@@ -182,6 +174,23 @@ def publish(scratch: Path, target: Path) -> None:
         if damage(target) is not None:
             shutil.rmtree(target)
             os.rename(scratch, target)
+
+
+def scratch_name() -> str:
+    """A new name that tells machine and process: whoever finds it can tell whether it is in use."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def sweep_scratch(folder: Path) -> int:
+    """Remove what processes of this machine left in ``folder`` when they died; how many."""
+    removed = 0
+    prefix = f"{socket.gethostname()}-"
+    for scratch in folder.glob(f"{prefix}*"):
+        pid = scratch.name.removeprefix(prefix).split("-")[0]
+        if pid.isdigit() and not process_alive(int(pid)):
+            shutil.rmtree(scratch, ignore_errors=True)
+            removed += 1
+    return removed
 
 
 def process_alive(pid: int) -> bool:

@@ -17,9 +17,9 @@ from torch import Tensor
 from bench import registry
 from bench.api import Trigger
 from bench.data.imageset import ImageSet
-from bench.data.sources import Source
+from bench.data.source import Source
 from bench.encoders.encoder import Encoder
-from bench.matrix import Environment, Stage, topological
+from bench.graph import Environment, Stage, topological
 from bench.provenance import hardware, library_versions
 from bench.store import COST, Store
 

@@ -1,183 +1,23 @@
-"""Where images come from: embedded sets, parquet, image folders, torchvision.
-
-A source is cheap to make and to fingerprint; it decodes only in :meth:`Source.load`.
-"""
+"""Image sets from files: parquet, image folders, torchvision copies; and how a name finds one."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from bench.config import DatasetConfig
+from bench.data.embedded import Digits, Photographs
 from bench.data.imageset import ImageSet
+from bench.data.source import Source, digest_files
 from bench.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
-
-class Source(ABC):
-    """A named set of images with the splits ``train`` and, mostly, ``test``."""
-
-    def __init__(self, name: str, config: DatasetConfig) -> None:
-        self.name = name
-        self.config = config
-
-    @abstractmethod
-    def fingerprint(self, split: str) -> str:
-        """SHA-256 over the content of the files behind a split, without decoding an image."""
-
-    @abstractmethod
-    def load(self, split: str) -> ImageSet:
-        """Decode a split.
-
-        Raises
-        ------
-        InputError
-            For a missing split, a broken image or one of the wrong size.
-        """
-
-    def check(self, split: str) -> None:
-        """Raise the :class:`InputError` that :meth:`load` would, from file headers alone."""
-
-    def count(self, split: str) -> int | None:
-        """Images in a split where that can be told without decoding, before ``max_images``."""
-        return None
-
-    def describe(self) -> dict[str, Any]:
-        """What, beside the content, decides the loaded tensor: part of the stage key."""
-        return {
-            "source": type(self).__name__,
-            "image_size": self.config.image_size,
-            "resize": self.config.resize,
-            "max_images": self.config.max_images,
-        }
-
-    def _no_split(self, split: str, where: object) -> InputError:
-        return InputError(f"dataset {self.name!r} has no {split!r} split in {where}")
-
-    def _fit(self, image: Image.Image, what: str) -> Image.Image:
-        """Check or change the size of an opened image; decoding waits until it is needed."""
-        side = self.config.image_size
-        if image.size != (side, side):
-            if not self.config.resize:
-                width, height = image.size
-                raise InputError(
-                    f"{what} is {width}x{height} pixels, dataset {self.name!r} wants "
-                    f"{side}x{side} (set `resize: true` to resize)"
-                )
-            return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        return image
-
-    def _decode(self, images: Sequence[tuple[str, bytes]]) -> torch.Tensor:
-        side = self.config.image_size
-        storage = np.empty((len(images), side, side, 3), dtype=np.uint8)
-
-        def decode(position: int) -> None:
-            what, data = images[position]
-            with _opened(what, data) as image:
-                try:
-                    storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
-                except OSError as error:
-                    raise InputError(f"{what} cannot be decoded: {error}") from None
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(decode, range(len(images)), chunksize=256))
-        return torch.from_numpy(storage.transpose(0, 3, 1, 2).copy())
-
-    def _check_headers(self, images: Iterable[tuple[str, bytes]]) -> None:
-        side = self.config.image_size
-        for what, data in images:
-            with _opened(what, data) as image:
-                if image.size != (side, side) and not self.config.resize:
-                    self._fit(image, what)
-
-
-def _opened(what: str, data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{what} is not an image: {error}") from None
-
-
-class Digits(Source):
-    """scikit-learn's 1,797 handwritten digits as 32x32 RGB; the last 400 are the test split."""
-
-    TEST_IMAGES = 400
-
-    def fingerprint(self, split: str) -> str:
-        return _digest_arrays(split, self._arrays[0], self._arrays[1])
-
-    def count(self, split: str) -> int:
-        whole = len(self._arrays[0])
-        return whole - self.TEST_IMAGES if split == "train" else self.TEST_IMAGES
-
-    def load(self, split: str) -> ImageSet:
-        images, labels = self._arrays
-        cut = len(images) - self.TEST_IMAGES
-        if split not in ("train", "test"):
-            raise self._no_split(split, "scikit-learn")
-        part = slice(0, cut) if split == "train" else slice(cut, None)
-        side = self.config.image_size
-        grey = torch.from_numpy(images[part]).float().div(16).unsqueeze(1)
-        large = torch.nn.functional.interpolate(
-            grey, size=(side, side), mode="bilinear", align_corners=False
-        )
-        storage = large.clamp(0, 1).mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        return ImageSet(
-            storage.contiguous(),
-            labels=torch.from_numpy(labels[part].astype(np.int64)),
-            class_names=tuple(str(digit) for digit in range(10)),
-            name=f"{self.name}/{split}",
-        )
-
-    @cached_property
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        return digits.images, digits.target
-
-
-class Photographs(Source):
-    """Random crops of scikit-learn's two bundled photographs: a small out-of-distribution set."""
-
-    COUNT = 1500
-
-    def fingerprint(self, split: str) -> str:
-        return _digest_arrays(split, *self._photographs)
-
-    def load(self, split: str) -> ImageSet:
-        if split != "train":
-            raise self._no_split(split, "scikit-learn")
-        side, random = self.config.image_size, np.random.default_rng(0)
-        storage = np.empty((self.COUNT, side, side, 3), dtype=np.uint8)
-        for position in range(self.COUNT):
-            photograph = self._photographs[position % len(self._photographs)]
-            # Crops of several scales: at full resolution most would be plain sky or petal.
-            span = int(random.integers(side, 6 * side))
-            top = int(random.integers(0, photograph.shape[0] - span + 1))
-            left = int(random.integers(0, photograph.shape[1] - span + 1))
-            crop = Image.fromarray(photograph[top : top + span, left : left + span])
-            storage[position] = np.asarray(crop.resize((side, side), Image.Resampling.BOX))
-        images = torch.from_numpy(storage.transpose(0, 3, 1, 2).copy())
-        return ImageSet(images, name=f"{self.name}/{split}")
-
-    @cached_property
-    def _photographs(self) -> list[np.ndarray]:
-        from sklearn.datasets import load_sample_images
-
-        return list(load_sample_images().images)
 
 
 class Parquet(Source):
@@ -192,7 +32,7 @@ class Parquet(Source):
         self.folder = folder
 
     def fingerprint(self, split: str) -> str:
-        return _digest_files(self._files(split), self.folder)
+        return digest_files(self._files(split), self.folder)
 
     def check(self, split: str) -> None:
         self._check_headers(self._encoded(split)[0])
@@ -212,7 +52,9 @@ class Parquet(Source):
         )
 
     def _files(self, split: str) -> list[Path]:
-        files = sorted({*self.folder.glob(f"{split}.parquet"), *self.folder.glob(f"{split}-*.parquet")})
+        files = sorted(
+            {*self.folder.glob(f"{split}.parquet"), *self.folder.glob(f"{split}-*.parquet")}
+        )
         if not files:
             raise self._no_split(split, self.folder)
         return files
@@ -269,7 +111,7 @@ class Folder(Source):
         self.folder = folder
 
     def fingerprint(self, split: str) -> str:
-        return _digest_files([path for path, _ in self._files(split)[0]], self.folder)
+        return digest_files([path for path, _ in self._files(split)[0]], self.folder)
 
     def check(self, split: str) -> None:
         self._check_headers((str(path), path.read_bytes()) for path, _ in self._files(split)[0])
@@ -305,7 +147,11 @@ class Torchvision(Source):
     """CIFAR-10, STL-10, GTSRB and SVHN from a torchvision copy; downloads only when asked."""
 
     NAMES = ("cifar10", "stl10", "gtsrb", "svhn")
-    _FILES = {"cifar10": "cifar-10-batches-py", "stl10": "stl10_binary", "gtsrb": "gtsrb"}
+    _FILES: ClassVar[dict[str, str]] = {
+        "cifar10": "cifar-10-batches-py",
+        "stl10": "stl10_binary",
+        "gtsrb": "gtsrb",
+    }
 
     def __init__(self, name: str, config: DatasetConfig, root: Path) -> None:
         super().__init__(name, config)
@@ -324,7 +170,7 @@ class Torchvision(Source):
             files = sorted(self.root.glob("*_32x32.mat"))
         else:
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return hashlib.sha256((split + _digest_files(files, self.root)).encode()).hexdigest()
+        return hashlib.sha256((split + digest_files(files, self.root)).encode()).hexdigest()
 
     def load(self, split: str) -> ImageSet:
         dataset = self._dataset(split, download=False)
@@ -368,9 +214,7 @@ class Torchvision(Source):
             raise InputError(f"dataset {self.name!r} in {self.root}: {error}") from None
 
 
-def open_source(
-    name: str, config: DatasetConfig, data_roots: Sequence[Path], base: Path
-) -> Source:
+def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], base: Path) -> Source:
     """The source of a named data set.
 
     Raises
@@ -386,8 +230,10 @@ def open_source(
         folder = (base / str(config.path)).resolve() if config.path else base
         if not folder.is_dir():
             raise InputError(f"dataset {name!r}: no folder {config.path}")
-        return Parquet(name, config, folder) if config.source == "parquet" else Folder(
-            name, config, folder
+        return (
+            Parquet(name, config, folder)
+            if config.source == "parquet"
+            else Folder(name, config, folder)
         )
     for root in data_roots:
         folder = root / name
@@ -416,19 +262,3 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
         return tuple(info["info"]["features"]["label"]["names"])
     except (ValueError, KeyError, TypeError):
         return ()
-
-
-def _digest_files(files: Sequence[Path], root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _digest_arrays(split: str, *arrays: np.ndarray) -> str:
-    digest = hashlib.sha256(split.encode())
-    for array in arrays:
-        digest.update(str((array.shape, array.dtype)).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

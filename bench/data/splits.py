@@ -1,4 +1,4 @@
-"""Named, disjoint roles of training images (DESIGN 6, Splits; invariant 3)."""
+"""Named, disjoint roles of training images (docs/protocol.md, invariant 3)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import InputError
+
 
 def permuted_rows(total: int, rows: Mapping[str, Any], name: str) -> Tensor:
     """The rows of one role: a slice of the seeded permutation of a training set.

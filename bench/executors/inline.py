@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.cells import CellStore, RunningMark
 from bench.errors import InputError
-from bench.matrix import Cell, Stage, topological
+from bench.graph import Cell, Stage, topological
 from bench.progress import Silent
 from bench.stages import COMPUTE
 from bench.store import COST, write_atomically

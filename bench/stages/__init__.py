@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.matrix import Stage
+from bench.graph import Stage
 from bench.stages.auditing import audit, pixels, probe
 from bench.stages.detecting import fit, score
 from bench.stages.evaluating import evaluate

@@ -15,7 +15,7 @@ from bench.data.imageset import ImageSet
 from bench.data.splits import permuted_rows
 from bench.errors import InputError
 from bench.evaluation import downstream as metrics
-from bench.matrix import Stage
+from bench.graph import Stage
 from bench.workspace import Workspace, trigger_record, write_json, write_tensors
 
 BATCH = 1000

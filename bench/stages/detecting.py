@@ -17,7 +17,7 @@ from bench.api import DefenderView, Defense
 from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
-from bench.matrix import Stage
+from bench.graph import Stage
 from bench.memory import PeakMemory
 from bench.stages.auditing import BATCH, evaluation_images
 from bench.workspace import Workspace, generator_for, write_json, write_tensors

@@ -13,7 +13,7 @@ import pandas as pd
 from bench.evaluation import detection, downstream
 from bench.evaluation.bootstrap import Bootstrap, Sample
 from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
-from bench.matrix import Stage
+from bench.graph import Stage
 from bench.stages.auditing import evaluation_images
 from bench.workspace import Workspace, write_json
 

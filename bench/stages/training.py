@@ -10,7 +10,7 @@ from bench.encoders.checkpoints import import_checkpoint
 from bench.encoders.simclr import SimCLRRecipe
 from bench.encoders.simclr import pretrain as pretrain_simclr
 from bench.errors import InputError
-from bench.matrix import Stage
+from bench.graph import Stage
 from bench.workspace import Workspace, trigger_record, write_json, write_tensors
 
 

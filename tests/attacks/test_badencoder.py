@@ -168,7 +168,7 @@ def test_batch_norm_statistics_and_affine_parameters_never_change():
 
 
 def test_frozen_batch_norm_makes_repeated_rows_equal():
-    """What lets repeated rows be computed once (spec 1.11)."""
+    """What lets repeated rows be computed once."""
     network = world().encoder.network
     freeze_batch_norm(network)
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

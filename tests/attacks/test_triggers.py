@@ -85,7 +85,7 @@ def test_control_carries_the_patch_of_the_attack(images):
 
 
 def test_published_trigger_file_is_this_patch(images):
-    """The file as distributed: x * tm + t on uint8 (spec 1.5)."""
+    """The file as distributed: x * tm + t on uint8."""
     import numpy as np
 
     with np.load(real_images("upstream") / "trigger_white_21_10.npz", allow_pickle=False) as file:

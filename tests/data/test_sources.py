@@ -157,7 +157,7 @@ def test_references_are_of_the_target_class_and_scarcity_is_named():
     labels = torch.tensor([0, 1, 0, 1, 1])
     rows = torch.tensor([4, 3, 2, 1])
     assert pick_references(rows, labels, 1, 2, "some").tolist() == [4, 3]
-    with pytest.raises(InputError, match="1 reference images of class 0 .* needs 2"):
+    with pytest.raises(InputError, match=r"1 reference images of class 0 .* needs 2"):
         pick_references(rows, labels, 0, 2, "some")
 
 

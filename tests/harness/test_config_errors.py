@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from bench.cli import main
+from bench.encoders.architectures import build
 
 
 @pytest.fixture
@@ -204,3 +206,75 @@ def test_reporting_commands_import_no_torch():
         "assert 'torch' not in sys.modules and 'attacks' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class NotTensors:
+    """What a malicious or mistaken pickle may hold."""
+
+
+def narrow_state() -> dict[str, torch.Tensor]:
+    return build("resnet-narrow", width=4, stem_stride=2).state_dict()
+
+
+def without_a_key() -> object:
+    state = narrow_state()
+    del state["f.0.weight"]
+    return {"state_dict": state}
+
+
+def with_another_key() -> object:
+    return {**narrow_state(), "f.77.weight": torch.zeros(2)}
+
+
+def with_a_wrong_shape() -> object:
+    return {**narrow_state(), "f.0.weight": torch.zeros(4, 3, 5, 5)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (without_a_key, "f.0.weight"),
+        (with_another_key, "f.77.weight"),
+        (with_a_wrong_shape, "f.0.weight"),
+        (NotTensors, "damaged, or a pickle of more than tensors, which is never loaded"),
+    ],
+)
+def test_unusable_encoder_checkpoint_is_refused_with_line_and_key(
+    tiny, write_config, refused, tmp_path, content, message
+):
+    torch.save(content(), tmp_path / "encoder.pth")
+    tiny["profiles"]["tiny"]["encoder"]["checkpoint"] = "encoder.pth"
+    path = write_config(tiny)
+    error = refused("run")
+    number = line_of(path, "checkpoint: encoder.pth")
+    assert f"bench.yaml:{number}: profiles.tiny.encoder.checkpoint: " in error
+    assert "encoder.pth" in error
+    assert message in error
+
+
+def test_imported_encoder_takes_the_place_of_pretraining(tiny, session_of, tmp_path):
+    torch.save(narrow_state(), tmp_path / "encoder.pth")
+    tiny["profiles"]["tiny"]["encoder"]["checkpoint"] = "encoder.pth"
+    session = session_of(tiny, attacks=("none",), defenses=("mahalanobis",))
+    outcome = session.run()
+    assert outcome.failed == {}
+    assert "import resnet-narrow" in outcome.computed
+    torch.save({k: v + 0.01 for k, v in narrow_state().items()}, tmp_path / "encoder.pth")
+    again = session_of(tiny, attacks=("none",), defenses=("mahalanobis",))
+    assert again.cells[0].key != session.cells[0].key
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file: decoder.pth"), (NotTensors, "decoder.pth"), (without_a_key, "missing")],
+)
+def test_unusable_dede_checkpoint_is_refused_with_line_and_key(
+    tiny, write_config, refused, tmp_path, content, message
+):
+    if content is not None:
+        torch.save(content(), tmp_path / "decoder.pth")
+    tiny["matrix"]["defenses"][0]["parameters"] = {"checkpoint": "decoder.pth"}
+    write_config(tiny)
+    error = refused("run")
+    assert "matrix.defenses[0].parameters.checkpoint: " in error
+    assert message in error

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from bench import registry
 from bench.encoders.simclr import SimCLRRecipe
-from bench.matrix import STAGE_VERSIONS
+from bench.graph import STAGE_VERSIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORD = REPOSITORY / "tests" / "golden" / "fingerprints.json"
 SHARED = {
     "attacks/triggers.py": "stage audit",
     "bench/data/augmentation.py": "simclr",
+    "bench/data/embedded.py": "stage data",
+    "bench/data/source.py": "stage data",
     "bench/data/sources.py": "stage data",
     "bench/data/splits.py": "stage fit",
     "bench/encoders/architectures.py": "simclr",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.matrix import Stage, topological
+from bench.graph import Stage, topological
 from bench.workspace import generator_for
 
 
