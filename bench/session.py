@@ -323,6 +323,8 @@ class Session:
         if self.environment.device == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.benchmark = False
+            # float32 means float32: scores must not depend on batching.
+            torch.backends.cudnn.allow_tf32 = False
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 

@@ -100,7 +100,10 @@ def encoded(figure: Figure) -> dict[str, bytes]:
     files = {}
     for suffix, entries in metadata.items():
         stream = io.BytesIO()
-        figure.savefig(stream, format=suffix, metadata=entries)
+        # Tight: a long label at the edge widens the picture and is not cut.
+        figure.savefig(
+            stream, format=suffix, metadata=entries, bbox_inches="tight", pad_inches=0.06
+        )
         figure.set_layout_engine("none")  # laid out by the first: twice would double the time
         files[suffix] = stream.getvalue()
     return files
