@@ -169,7 +169,7 @@ class Session:
         self.sources  # noqa: B018 - opening them is the check
         for stage in topological([cell.stage for cell in self.cells]):
             if stage.kind == "data" and not self.store.peek("data", stage.key):
-                self.sources[stage.spec["dataset"]].check(stage.spec["split"])
+                self._check_images(stage.spec["dataset"], stage.spec["split"])
         self._check_split_sizes()
 
     def run(self) -> Outcome:
@@ -227,6 +227,12 @@ class Session:
         if not is_current(self.results):
             self.reporter.note("rendering tables and plots")
             render(self.results)
+
+    def _check_images(self, dataset: str, split: str) -> None:
+        try:
+            self.sources[dataset].check(split)
+        except InputError as error:
+            raise self.file.yaml.error(("datasets", dataset), str(error)) from None
 
     def _check_split_sizes(self) -> None:
         """Refuse counts that a training set cannot give, where its size is known beforehand."""

@@ -185,8 +185,10 @@ def test_unusable_parquet_is_refused_before_anything_is_written(
     write_parquet(tmp_path / "pictures", column, [png(32, 32), image])
     tiny["datasets"]["digits"] = {"source": "parquet", "path": "pictures"}
     tiny["profiles"]["tiny"]["splits"] |= {"calibration": 20, "validation": 20}
-    write_config(tiny)
-    assert message in refused("run")
+    path = write_config(tiny)
+    error = refused("run")
+    assert f"bench.yaml:{line_of(path, '  digits:')}: datasets.digits: " in error
+    assert message in error
 
 
 def test_status_and_report_of_a_folder_without_a_run_say_so(tiny, write_config, refused):
