@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.triggers import PatchTrigger
-from bench.api import AttackerWorld, Field, ModelPoisoning, Trigger, Victim
-from bench.data.augmentation import jitter_views
+from attacks.triggers import CarriesPatch
+from bench.api import AttackerWorld, Field, ModelPoisoning, Victim, jitter_views
 
 
 def effectiveness(
@@ -42,7 +41,7 @@ def consistency(features: Tensor, clean_features: Tensor) -> Tensor:
     return -functional.cosine_similarity(features, clean_features, dim=-1).mean()
 
 
-class BadEncoder(ModelPoisoning):
+class BadEncoder(CarriesPatch, ModelPoisoning):
     """BadEncoder, sections 4.2-4.3: L = L0 + lambda1 L1 + lambda2 L2, SGD, batch norm frozen.
 
     Defaults are the published recipe for CIFAR-10. Rows that the published loader repeats are
@@ -62,17 +61,6 @@ class BadEncoder(ModelPoisoning):
     reference_views: int | None = Field(None, ge=1)
     """Augmented copies of each reference per step; None: one per image of the batch, as
     published."""
-    patch_size: int = Field(10, ge=1)
-    patch_row: int = Field(21, ge=0)
-    patch_column: int = Field(21, ge=0)
-
-    def trigger(self, image_size: int) -> Trigger:
-        return PatchTrigger(
-            size=self.patch_size,
-            row=self.patch_row,
-            column=self.patch_column,
-            image_size=image_size,
-        )
 
     def implant(self, world: AttackerWorld) -> Victim:
         encoder, device = world.encoder, world.encoder.device

@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import Field, Trigger
+from bench.api import Attack, Field, Trigger
 
 Channel = float
 Pattern = Literal["solid", "checkerboard", "stripes"]
@@ -96,6 +96,22 @@ class PatchTrigger(Trigger):
         else:
             return colour
         return torch.where(flipped, 1 - colour, colour)
+
+
+class CarriesPatch(Attack):
+    """The parameters of attacks whose trigger is one white square at a fixed place."""
+
+    patch_size: int = Field(10, ge=1)
+    patch_row: int = Field(21, ge=0)
+    patch_column: int = Field(21, ge=0)
+
+    def trigger(self, image_size: int) -> Trigger:
+        return PatchTrigger(
+            size=self.patch_size,
+            row=self.patch_row,
+            column=self.patch_column,
+            image_size=image_size,
+        )
 
 
 TRIGGERS: dict[str, type[Trigger]] = {PatchTrigger.name: PatchTrigger}

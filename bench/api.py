@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.data.augmentation import jitter_views
 from bench.data.imageset import ImageSet
+from bench.encoders.weights import read_state_dict
 
 __all__ = [
     "Attack",
@@ -35,6 +37,8 @@ __all__ = [
     "Requirement",
     "Trigger",
     "Victim",
+    "jitter_views",
+    "read_state_dict",
 ]
 
 Requirement = Literal["gradients", "features", "text", "suspicious", "auxiliary_labels"]
@@ -254,11 +258,3 @@ class Defense(Component, ABC):
     def load_state(self, state: dict[str, Tensor], view: DefenderView) -> None:
         """Restore :meth:`state`, in place of :meth:`fit`."""
         raise NotImplementedError(f"{type(self).__name__} returns a state but cannot load one")
-
-
-def frozen(network: nn.Module) -> nn.Module:
-    """``network`` in eval mode with gradients of its parameters off (in place)."""
-    network.eval()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return network

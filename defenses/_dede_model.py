@@ -15,6 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.api import read_state_dict
+
 CHANNELS = 3
 PUBLISHED_HEAD_WIDTH = 64
 
@@ -259,17 +261,7 @@ def load_published(path: str | Path) -> DecoderModel:
     ValueError
         When the file is not a checkpoint, or its keys or shapes are not those of a DeDe decoder.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError
-        raise ValueError(f"{path}: not a checkpoint of plain tensors ({error})") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(
-            f"{path}: expected a state dict, or a dict with one under 'state_dict', of tensors"
-        )
+    state = read_state_dict(path)
     try:
         return model_from_state(state)
     except ValueError as error:

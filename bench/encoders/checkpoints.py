@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.encoders.encoder import Encoder
-from bench.encoders.weights import CheckpointError, load_strictly, read_safetensors
+from bench.encoders.weights import CheckpointError, load_strictly, read_state_dict
 
 __all__ = ["CheckpointError", "import_checkpoint"]
-
-_PICKLED = (".pth", ".pt", ".tar", ".ckpt")
 
 
 def import_checkpoint(
@@ -56,32 +53,9 @@ def import_checkpoint(
         std=std,
         image_size=image_size,
     )
-    load_strictly(encoder.network, _encoder_keys(_read(path)), path)
+    load_strictly(encoder.network, _encoder_keys(read_state_dict(path)), path)
     encoder.network.eval()
     return encoder
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    if path.suffix not in _PICKLED:
-        raise CheckpointError(f"{path}: not a .safetensors or .pth file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
-        raise CheckpointError(
-            f"{path}: damaged, or a pickle of more than tensors, which is never loaded"
-        ) from None
-    if isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: holds no state dict")
-    strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if strays:
-        raise CheckpointError(f"{path}: {strays[0]!r} is not a tensor, so this is no state dict")
-    return content
 
 
 def _encoder_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

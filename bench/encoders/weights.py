@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["CheckpointError", "load_strictly", "read_safetensors", "write_safetensors"]
+__all__ = [
+    "CheckpointError",
+    "load_strictly",
+    "read_safetensors",
+    "read_state_dict",
+    "write_safetensors",
+]
 
 # One metadata key only: safetensors writes several in no fixed order, and the same encoder must
 # give the same bytes.
 _METADATA_KEY = "bench"
 _SHOWN = 5
+_PICKLED = (".pth", ".pt", ".tar", ".ckpt")
 
 
 class CheckpointError(ValueError):
@@ -45,6 +54,37 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.pth`` file (bare or under ``state_dict``) or of safetensors, by key.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing or holds anything but tensors: a pickle of more is never loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    if path.suffix not in _PICKLED:
+        raise CheckpointError(f"{path}: not a .safetensors or .pth file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        raise CheckpointError(
+            f"{path}: damaged, or a pickle of more than tensors, which is never loaded"
+        ) from None
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds no state dict")
+    strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if strays:
+        raise CheckpointError(f"{path}: {strays[0]!r} is not a tensor, so this is no state dict")
+    return content
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:

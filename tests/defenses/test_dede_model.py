@@ -312,13 +312,13 @@ def test_checkpoint_without_a_block_names_its_keys(tmp_path):
 )
 def test_file_that_is_no_decoder_is_refused_in_a_sentence(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth: (not a DeDe decoder|expected a state dict)"):
+    with pytest.raises(ValueError, match=r"other\.pth: .*(DeDe decoder|no state dict)"):
         load_published(tmp_path / "other.pth")
 
 
 def test_checkpoint_with_objects_is_refused(tmp_path):
     torch.save({"state_dict": published_state(**SMALL), "args": Path("x")}, tmp_path / "args.pth")
-    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match="a pickle of more than tensors, which is never loaded"):
         load_published(tmp_path / "args.pth")
 
 
@@ -326,7 +326,7 @@ def test_file_of_noise_is_refused_and_a_missing_file_says_so(tmp_path):
     (tmp_path / "noise.pth").write_bytes(b"no checkpoint at all")
     with pytest.raises(ValueError, match=r"noise\.pth"):
         load_published(tmp_path / "noise.pth")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"absent\.pth: no such file"):
         load_published(tmp_path / "absent.pth")
 
 

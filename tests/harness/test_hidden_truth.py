@@ -12,8 +12,8 @@ from attacks.triggers import PatchTrigger
 from bench.api import ImageSet
 from bench.cells import CellStore
 from bench.data.splits import check_disjoint, permuted_rows
+from bench.interface import load_scores
 from bench.matrix import role_slices
-from bench.session import load_scores
 from bench.stages.detecting import build_bundle
 
 CHEATS = {
