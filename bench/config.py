@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench import registry
 from bench.errors import InputError, nearest
+from bench.report.columns import COLUMNS
 from bench.yamlfile import Location, YamlFile
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
@@ -165,9 +166,21 @@ class Profile(Model):
 
 
 class LeaderboardTable(Model):
-    """What leaderboard.md and leaderboard.tex show."""
+    """What leaderboard.md and leaderboard.tex show beside the fixed columns.
+
+    ``columns`` are further columns of ``leaderboard.csv``; ``caption`` is a note above the others.
+    """
 
     caption: str = ""
+    columns: tuple[str, ...] = ()
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        for name in columns:
+            if name not in COLUMNS:
+                raise ValueError(f"unknown column {name!r}{nearest(name, COLUMNS)}")
+        return columns
 
 
 class Tables(Model):

@@ -19,7 +19,7 @@ STAGE_VERSIONS = {
     "audit": 1,
     "fit": 1,
     "score": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 
 

@@ -7,6 +7,7 @@ alone, hence all defenses on one test set share them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -143,6 +144,52 @@ class Bootstrap:
             # Where nothing was drawn down to this score the numerator is 0 as well.
             precision = caught / np.maximum(caught + false_alarms[false], 1)
             return _ratio(float(drawn @ precision), float(hits[-1]))
+
+        return self._over_draws(statistic)
+
+    def tpr_at_fpr_draws(
+        self, negatives: Sample, positives: Sample, fpr: float
+    ) -> NDArray[np.float64]:
+        """TPR at ``fpr`` in every draw, (draws,), as in ``detection.tpr_at_fpr``.
+
+        The threshold is read off each draw's own negatives.
+        """
+        order = np.argsort(-negatives.scores, kind="stable")
+        descending, rows = negatives.scores[order], negatives.images[order]
+        by_score = np.argsort(-positives.scores, kind="stable")
+        scores, images = positives.scores[by_score], positives.images[by_score]
+        # How many positives lie strictly above each negative, and all of them for no threshold.
+        above = np.append(np.searchsorted(-scores, -descending, "left"), len(scores))
+        hits = np.zeros(len(images) + 1)
+
+        def statistic(weights: NDArray[np.uint8]) -> float:
+            false_alarms = np.cumsum(weights[rows], dtype=np.int64)
+            np.cumsum(weights[images], dtype=np.float64, out=hits[1:])
+            allowed = math.floor(fpr * false_alarms[-1] + 1e-9)
+            first_kept = np.searchsorted(false_alarms, allowed, "right")
+            return _ratio(float(hits[above[first_kept]]), float(hits[-1]))
+
+        return self._over_draws(statistic)
+
+    def fpr_at_tpr_draws(
+        self, negatives: Sample, positives: Sample, tpr: float
+    ) -> NDArray[np.float64]:
+        """FPR at ``tpr`` in every draw, (draws,), as in ``detection.fpr_at_tpr``."""
+        order = np.argsort(-negatives.scores, kind="stable")
+        rows = negatives.images[order]
+        by_score = np.argsort(-positives.scores, kind="stable")
+        scores, images = positives.scores[by_score], positives.images[by_score]
+        # How many negatives a threshold just below each positive flags.
+        flagged = np.searchsorted(-negatives.scores[order], -scores, "right")
+        false_alarms = np.zeros(len(rows) + 1)
+
+        def statistic(weights: NDArray[np.uint8]) -> float:
+            hits = np.cumsum(weights[images], dtype=np.float64)
+            np.cumsum(weights[rows], dtype=np.float64, out=false_alarms[1:])
+            if not hits[-1]:
+                return float("nan")
+            needed = np.searchsorted(hits, tpr * hits[-1] - 1e-9, "left")
+            return _ratio(float(false_alarms[flagged[needed]]), float(false_alarms[-1]))
 
         return self._over_draws(statistic)
 

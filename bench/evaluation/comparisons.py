@@ -105,7 +105,7 @@ def control_metrics(cell: CellScores) -> dict[str, float]:
 
 
 def detection_intervals(bootstrap: Bootstrap, cell: CellScores) -> dict[str, Interval]:
-    """95 % test-sampling intervals of :func:`control_metrics` and ``aupr``.
+    """95 % test-sampling intervals of :func:`control_metrics`, ``aupr`` and the ROC read-offs.
 
     ``bootstrap`` must come from ``cell.labels``. Without a decoy its two names are absent.
     """
@@ -116,4 +116,8 @@ def detection_intervals(bootstrap: Bootstrap, cell: CellScores) -> dict[str, Int
     }
     draws["auroc_delta"] = draws["auroc"] - draws["auroc_placebo"]
     draws["aupr"] = bootstrap.aupr_draws(pairs["auroc"].negatives, pairs["auroc"].positives)
+    detection = (pairs["auroc"].negatives, pairs["auroc"].positives)
+    for name, fpr in (("tpr_at_1fpr", 0.01), ("tpr_at_5fpr", 0.05)):
+        draws[name] = bootstrap.tpr_at_fpr_draws(*detection, fpr)
+    draws["fpr_at_95tpr"] = bootstrap.fpr_at_tpr_draws(*detection, 0.95)
     return {name: percentile_interval(values) for name, values in draws.items()}

@@ -43,6 +43,20 @@ SUMMARY_METRICS = (
     "score_ms_per_image",
 )
 
+THRESHOLD_COLUMNS = (
+    "rule",
+    "nominal_fpr",
+    "threshold",
+    "tpr",
+    "tpr_low",
+    "tpr_high",
+    "fpr",
+    "fpr_low",
+    "fpr_high",
+    "fpr_target_class",
+    "fpr_decoy",
+)
+
 _IDENTITY = ("attack", "defense", *CONTEXT, "profile", "seed", "status", "key")
 _SEEDS_NEEDED = 3
 _CONFIDENCE = 0.95
@@ -112,7 +126,7 @@ def thresholds(results: Results) -> pd.DataFrame:
     return _long_form(
         results,
         "thresholds",
-        {name: name for name in ("rule", "nominal_fpr", "threshold", "tpr", "fpr", "fpr_decoy")},
+        {name: name for name in THRESHOLD_COLUMNS},
     )
 
 

@@ -27,15 +27,22 @@ def leaderboard_table(results: Results) -> TextTable:
     context = varying_context(frame) if len(frame) else []
     repeated = len(frame) > 0 and len(results.manifest.seeds) > 1
     headers, rows = [], []
+    further = results.manifest.table("leaderboard", "columns", [])
+    caption = results.manifest.table("leaderboard", "caption", "")
     for row in frame.to_dict("records"):
         shown = _readable(row, context, repeated)
+        shown |= {name.replace("_", " "): _further(row.get(name)) for name in further}
         headers = list(shown)
         rows.append(tuple(shown.values()))
     texts = {"attack", "defense", "auxiliary", "status", *context}
     return TextTable(
         name="leaderboard",
         title=f"Leaderboard, profile {results.manifest.profile}",
-        notes=(*_state(results), *(_leaderboard_notes(frame, results) if rows else ())),
+        notes=(
+            *_state(results),
+            *([caption] if caption else []),
+            *(_leaderboard_notes(frame, results) if rows else ()),
+        ),
         headers=tuple(headers),
         rows=tuple(rows),
         numeric=frozenset(headers) - texts,
@@ -115,6 +122,10 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
         "fit s": _decimals(row["fit_seconds"], 1),
         "ms/img": _decimals(row["score_ms_per_image"], 2),
     }
+
+
+def _further(value: Any) -> str:
+    return _decimals(value, 3) if isinstance(value, float) else number_text(value)
 
 
 def _state(results: Results) -> tuple[str, ...]:

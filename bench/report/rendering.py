@@ -100,6 +100,7 @@ def _digest(results_dir: Path, manifest: Manifest) -> str:
         "defenses": manifest.defenses,
         "seeds": manifest.seeds,
         "smoke": manifest.smoke,
+        "tables": manifest.tables,
         "cells": cells,
     }
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()

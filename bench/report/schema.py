@@ -65,6 +65,11 @@ class Manifest:
     seeds: tuple[int, ...]
     cells: tuple[str, ...]
     smoke: bool = False
+    tables: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, name: str, setting: str, default: Any) -> Any:
+        """A setting of a table from the experiment file, or ``default``."""
+        return (self.tables.get(name) or {}).get(setting) or default
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,7 @@ def load_manifest(results_dir: Path) -> Manifest:
             seeds=tuple(int(seed) for seed in document["seeds"]),
             cells=tuple(dict.fromkeys(str(key) for key in document["cells"])),
             smoke=bool(document.get("smoke", False)),
+            tables=dict(document.get("tables") or {}),
         )
     except KeyError as error:
         raise ReportError(f"{path}: damaged, it has no {error}") from None

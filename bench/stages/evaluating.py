@@ -52,7 +52,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
     )
     metrics |= control_metrics(cell)
     intervals = detection_intervals(bootstrap, cell)
-    thresholds = _thresholds(frame, cell, spec["protocol"]["calibration_fpr"])
+    thresholds = _thresholds(frame, cell, spec["protocol"]["calibration_fpr"], bootstrap)
     chosen = next(
         t
         for t in thresholds
@@ -141,8 +141,14 @@ def _by_condition(frame: pd.DataFrame, count: int) -> dict[tuple[str, str], np.n
     return scores
 
 
-def _thresholds(frame: pd.DataFrame, cell: CellScores, nominal_fpr: float) -> list[dict[str, Any]]:
-    """Every rule with its realised rates; TPR over non-target triggered images."""
+def _thresholds(
+    frame: pd.DataFrame, cell: CellScores, nominal_fpr: float, bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """Every rule with its realised rates and their intervals at that threshold.
+
+    TPR over non-target triggered images. The threshold is held fixed: the intervals say how the
+    rates vary with the test images, not with the calibration images.
+    """
     others = cell.labels != cell.target
     groups = {
         "clean": cell.clean.scores,
@@ -157,17 +163,28 @@ def _thresholds(frame: pd.DataFrame, cell: CellScores, nominal_fpr: float) -> li
         for fpr in sorted({nominal_fpr, 0.01, 0.05}):
             threshold = detection.calibrated_threshold(clean, fpr)
             rates = detection.rates(threshold, **groups, decoy=decoy)
-            rows.append(_threshold_row(rule, fpr, rates))
+            rows.append(_threshold_row(rule, fpr, rates, cell, bootstrap))
     pooled = detection.median_rule(
         groups["clean"],
         groups["triggered"],
         cell.triggered.scores[~others],
         groups["clean_target"],
     )
-    return [*rows, _threshold_row("median-test", None, pooled)]
+    return [*rows, _threshold_row("median-test", None, pooled, cell, bootstrap)]
 
 
-def _threshold_row(rule: str, nominal_fpr: float | None, rates: detection.Rates) -> dict[str, Any]:
+def _threshold_row(
+    rule: str,
+    nominal_fpr: float | None,
+    rates: detection.Rates,
+    cell: CellScores,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    others = cell.labels != cell.target
+    intervals = {}
+    for name, sample in (("tpr", cell.triggered.where(others)), ("fpr", cell.clean)):
+        low, high = bootstrap.mean(sample.images, sample.scores > rates.threshold)
+        intervals |= {f"{name}_low": low, f"{name}_high": high}
     return {
         "rule": rule,
         "nominal_fpr": nominal_fpr,
@@ -176,6 +193,7 @@ def _threshold_row(rule: str, nominal_fpr: float | None, rates: detection.Rates)
         "fpr": rates.fpr,
         "fpr_target_class": rates.fpr_target_class,
         "fpr_decoy": rates.fpr_decoy,
+        **intervals,
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bench.evaluation.bootstrap import Bootstrap, Sample, percentile_interval
-from bench.evaluation.detection import auroc
+from bench.evaluation.detection import auroc, fpr_at_tpr, tpr_at_fpr
 
 LABELS = np.random.default_rng(5).integers(0, 4, 90)
 
@@ -176,3 +176,22 @@ def test_malformed_samples_and_labels_are_refused():
         Bootstrap([0.5, 1.0])
     with pytest.raises(ValueError, match="must not be negative"):
         Bootstrap([-1, 0])
+
+
+@pytest.mark.parametrize("rounding", [1, 6])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.37, 0.95, 1.0])
+def test_rates_read_off_the_curve_equal_those_of_the_resampled_images(rate, rounding):
+    """Every draw against the plain function on the repeated scores; rounding makes ties."""
+    random = np.random.default_rng(5)
+    labels = np.arange(60) % 3
+    clean = Sample.of_all(random.normal(size=60).round(rounding))
+    triggered = Sample.of_all(random.normal(1, 1, size=60).round(rounding)).where(labels != 0)
+    bootstrap = Bootstrap(labels, draws=40, seed=2)
+    true_rates = bootstrap.tpr_at_fpr_draws(clean, triggered, rate)
+    false_rates = bootstrap.fpr_at_tpr_draws(clean, triggered, rate)
+    for draw, weights in enumerate(bootstrap.multiplicities):
+        negatives = np.repeat(clean.scores, weights[clean.images])
+        positives = np.repeat(triggered.scores, weights[triggered.images])
+        assert true_rates[draw] == pytest.approx(tpr_at_fpr(negatives, positives, rate))
+        if rate > 0:
+            assert false_rates[draw] == pytest.approx(fpr_at_tpr(negatives, positives, rate))
