@@ -16,7 +16,7 @@ STAGE_VERSIONS = {
     "pretrain": 1,
     "implant": 1,
     "probe": 1,
-    "audit": 1,
+    "audit": 2,
     "fit": 1,
     "score": 1,
     "evaluate": 2,

@@ -33,6 +33,29 @@ def leaderboard(folder: Path, profile: str) -> pd.DataFrame:
     return table.drop(columns=COST_COLUMNS)
 
 
+def finished(folder: Path) -> int:
+    """How many artifacts and cells are stored whole."""
+    artifacts = len(list((folder / "cache").glob("*/??/*/manifest.json")))
+    return artifacts + len(list((folder / "results").glob("*/cells/*/manifest.json")))
+
+
+def kill_after(again: list[str], folder: Path, stages: int, delay: float) -> str:
+    """Start a run and kill it ``delay`` seconds after it has finished ``stages`` more stages."""
+    before = finished(folder)
+    start = time.monotonic()
+    run = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None and finished(folder) < before + stages:
+        time.sleep(0.02)
+    try:
+        run.wait(delay)
+    except subprocess.TimeoutExpired:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        now = finished(folder)
+        return f"after {time.monotonic() - start:.1f} s, {now - before} more stored, {now} in all"
+    return "too late, the run had ended"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("bench.yaml"))
@@ -47,20 +70,14 @@ def main() -> int:
         undisturbed = command(arguments.profile, arguments.config, quiet)
         subprocess.run(undisturbed, check=True, capture_output=True)
         whole = time.monotonic() - start
-        print(f"undisturbed run: {whole:.1f} s", flush=True)
+        total = finished(quiet)
+        print(f"undisturbed run: {whole:.1f} s, {total} artifacts and cells", flush=True)
         again = command(arguments.profile, arguments.config, killed)
         for number in range(arguments.kills):
-            # Each restart has less left to do, so later moments come sooner after the start.
-            wait = moments.uniform(0.1, 0.9) * whole / (1 + number / 2)
-            run = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                run.wait(wait)
-                print(f"kill {number + 1}: the run had ended before {wait:.1f} s", flush=True)
-            except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGKILL)
-                run.wait()
-                stored = len(list((killed / "results").glob("*/cells/*/cell.json")))
-                print(f"kill {number + 1}: after {wait:.1f} s, {stored} cells stored", flush=True)
+            # A random share of what is left, then a random moment inside the stage at work.
+            stages = moments.randint(1, max(1, (total - finished(killed)) // 4))
+            delay = moments.uniform(0, 1.5)
+            print(f"kill {number + 1}: {kill_after(again, killed, stages, delay)}", flush=True)
         last = subprocess.run(again, check=True, capture_output=True, text=True)
         print(last.stdout.splitlines()[0])
         left = list((killed / "cache" / "tmp").glob("*"))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from bench.api import Trigger
 from bench.data.imageset import ImageSet
@@ -104,10 +105,12 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
     if decoy is not None:
         conditions["decoy"] = decoy
     predictions: dict[str, Tensor] = {}
+    geometry: list[dict[str, Any]] = []
     for role in ("victim", "twin"):
         reader = victim if role == "victim" else Reader(stage, "twin", workspace)
         for condition, stamp in conditions.items():
             features = reader.features(test, stamp)
+            geometry.append({"encoder": role, "condition": condition, **_geometry(features)})
             predictions[f"{role}_mlp_{condition}"] = reader.mlp(features)
             if condition != "decoy":
                 predictions[f"{role}_knn_{condition}"] = reader.knn(features)
@@ -128,6 +131,7 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
         folder / "audit.json",
         {
             "decoys": candidates,
+            "embeddings": geometry,
             "raw_pixels_knn_accuracy": workspace.json(stage.inputs["pixels"], "metrics.json")[
                 "knn_accuracy"
             ],
@@ -175,6 +179,15 @@ class Reader:
             k=self._settings["neighbours"],
             temperature=self._settings["temperature"],
         )
+
+
+def _geometry(features: Tensor) -> dict[str, float]:
+    """Mean length of embeddings (N, D), and their concentration: the length of the mean unit
+    embedding, 1 when all point one way."""
+    return {
+        "mean_norm": float(features.norm(dim=1).mean()),
+        "concentration": float(functional.normalize(features, dim=1).mean(0).norm()),
+    }
 
 
 def _trigger(stage: Stage, workspace: Workspace) -> Trigger:

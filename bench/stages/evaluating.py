@@ -70,6 +70,13 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
             "none", "raw-pixels-knn", "clean_accuracy", about["raw_pixels_knn_accuracy"]
         )
     )
+    rows += [
+        _downstream_row(
+            entry["encoder"], "embedding", f"{figure}_{entry['condition']}", entry[figure]
+        )
+        for entry in about["embeddings"]
+        for figure in ("mean_norm", "concentration")
+    ]
     triggers = workspace.json(audit, "triggers.json")
     row = _row(stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels)
     frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
