@@ -105,6 +105,15 @@ class CarriesPatch(Attack):
     patch_row: int = Field(21, ge=0)
     patch_column: int = Field(21, ge=0)
 
+    def check(self, image_size: int) -> None:
+        """Refuse a patch that does not fit."""
+        last = max(self.patch_row, self.patch_column) + self.patch_size
+        if last > image_size:
+            raise ValueError(
+                f"a {self.patch_size}-pixel patch at row {self.patch_row}, column "
+                f"{self.patch_column} does not fit a {image_size}-pixel image"
+            )
+
     def trigger(self, image_size: int) -> Trigger:
         return PatchTrigger(
             size=self.patch_size,
@@ -112,6 +121,3 @@ class CarriesPatch(Attack):
             column=self.patch_column,
             image_size=image_size,
         )
-
-
-TRIGGERS: dict[str, type[Trigger]] = {PatchTrigger.name: PatchTrigger}

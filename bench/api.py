@@ -79,13 +79,16 @@ class Component(BaseModel):
     ``version`` enters every cache key. Raise it when the results of the component change.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
     version: ClassVar[int] = 1
 
-    def check(self) -> None:
-        """Raise ValueError for what can be told before anything runs, such as a damaged file.
+    def check(self, image_size: int) -> None:
+        """Raise ValueError for what can be told before anything runs.
 
-        Called when a parameter of type ``Path`` is set, with the path resolved.
+        Called with the side of the profile's images, and with parameters of type ``Path``
+        resolved: a patch that does not fit, a damaged file.
         """
 
     def parameters(self) -> dict[str, Any]:
@@ -94,11 +97,15 @@ class Component(BaseModel):
 
 
 class Trigger(Component, ABC):
-    """image -> image in pixel space, deterministic given its state.
+    """image -> image in pixel space, deterministic given its parameters.
+
+    ``name`` tells a trigger's kind in artifacts and must differ between kinds.
 
     Calling a trigger quantises its result to 8 bits, as a deployed trigger is a file; pixels
     outside :meth:`support` are returned untouched.
     """
+
+    name: ClassVar[str] = ""
 
     def __call__(self, images: Tensor) -> Tensor:
         """float32 (N, 3, H, W) in [0, 1] -> the stamped images, same shape, dtype and range."""
@@ -186,7 +193,8 @@ class Control(Attack):
 class ModelPoisoning(Attack):
     """Fine-tunes a clean encoder; the clean twin is the encoder it started from."""
 
-    references_needed: ClassVar[int] = 1
+    references: int = Field(0, ge=0)
+    """Reference images of the target class that the attack needs."""
 
     @abstractmethod
     def implant(self, world: AttackerWorld) -> Victim:

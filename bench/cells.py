@@ -107,6 +107,9 @@ class RunningMark:
         self._path = Path(results) / ".running" / f"{socket.gethostname()}-{os.getpid()}.json"
 
     def __enter__(self) -> RunningMark:
+        for path in self._path.parent.glob(f"{socket.gethostname()}-*.json"):
+            if not process_alive(int(path.stem.rpartition("-")[2])):
+                path.unlink(missing_ok=True)
         return self
 
     def update(self, label: str) -> None:

@@ -34,6 +34,7 @@ LimitOption = Annotated[
     typer.Option("--limit-steps", min=1, help="cap every training loop; rows are marked smoke"),
 ]
 DEFAULT_CONFIG = Path("bench.yaml")
+INTERRUPTED = 130
 
 
 class Device(str, Enum):
@@ -241,17 +242,17 @@ def main() -> None:
     # Before torch loads its OpenMP: threads that spin while they wait make two runs on one
     # machine many times slower than one after the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    code: Any
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
-        code = 130
+        code = INTERRUPTED
     except typer.Exit as stop:
         code = stop.exit_code
     except ValueError as error:
         if not _one_line(error):
             raise
-        typer.echo(f"bench: {error}", err=True)
+        typer.echo(f"bench: {' '.join(str(error).split())}", err=True)
         code = 2
     except OSError as error:
         typer.echo(f"bench: {error.filename or 'a file'}: {error.strerror or error}", err=True)
@@ -262,6 +263,8 @@ def main() -> None:
         # A usage error of the command-line library.
         typer.echo(f"bench: {error.format_message()}", err=True)
         code = 2
+    if code == INTERRUPTED:
+        typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

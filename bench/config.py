@@ -16,13 +16,16 @@ from bench.yamlfile import Location, YamlFile
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 AuxiliaryKind = Literal["in-distribution", "out-of-distribution"]
+Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
     """Frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class AttackEntry(Model):
@@ -31,6 +34,8 @@ class AttackEntry(Model):
     attack: str
     label: Label
     parameters: dict[str, Any] = {}
+    settings_tried: int = Field(1, ge=1)
+    """How many settings were tried on validation images before this one: stored with the row."""
 
 
 class DefenseEntry(Model):
@@ -124,7 +129,13 @@ class EncoderConfig(Model):
     settings: dict[str, Any] = {}
     checkpoint: str | None = None
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+
+    @model_validator(mode="after")
+    def _statistics_of_an_import(self) -> EncoderConfig:
+        if self.checkpoint is None and (self.mean, self.std) != (None, None):
+            raise ValueError("mean and std describe an imported encoder; name its checkpoint")
+        return self
 
 
 class Downstream(Model):
@@ -160,9 +171,26 @@ class Profile(Model):
     test_images: int | None = Field(None, ge=20)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1, le=1024)
     score_batch: int = Field(512, ge=1)
     overrides: dict[str, dict[str, Any]] = {}
+
+    @field_validator("seeds", "downstreams")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if any(value in values[:position] for position, value in enumerate(values)):
+            raise ValueError("the same value stands twice")
+        return values
+
+    @model_validator(mode="after")
+    def _out_of_distribution_is_another_set(self) -> Profile:
+        taken = {self.dataset, *(downstream.dataset for downstream in self.downstreams)}
+        if self.out_of_distribution in taken:
+            raise ValueError(
+                f"out_of_distribution is {self.out_of_distribution!r}, which is also the dataset "
+                "or a downstream set: its images have other roles"
+            )
+        return self
 
 
 class LeaderboardTable(Model):
@@ -274,43 +302,74 @@ class ConfigFile:
         from bench.encoders.architectures import find
         from bench.encoders.simclr import SimCLRRecipe
 
-        for group in ("attacks", "defenses"):
+        for group in registry.GROUPS:
             for position, entry in enumerate(getattr(self.config.matrix, group)):
                 here: Location = ("matrix", group, position)
-                name = getattr(entry, group[:-1])
-                with self._located((*here, group[:-1]), here):
-                    component = registry.load(group, name)
-                self._validate(component, entry.parameters, (*here, "parameters"))
-        known = {name for group in registry.GROUPS for name in registry.entries(group)}
+                with self._located((*here, group[:-1])):
+                    registry.load(group, getattr(entry, group[:-1]))
+        known = {name: group for group in registry.GROUPS for name in registry.entries(group)}
         for profile_name, profile in self.config.profiles.items():
             here = ("profiles", profile_name)
-            self._validate(SimCLRRecipe, profile.pretraining, (*here, "pretraining"))
+            image_size = self.config.datasets[profile.dataset].image_size
+            self._validate(SimCLRRecipe, [(profile.pretraining, (*here, "pretraining"))])
             with self._located((*here, "encoder", "architecture")):
                 architecture = find(profile.encoder.architecture)
             with self._located((*here, "encoder", "settings")):
-                architecture.complete(profile.encoder.settings)
-            for name, parameters in profile.overrides.items():
+                architecture.check(profile.encoder.settings)
+            for name in profile.overrides:
                 location = (*here, "overrides", name)
                 if name not in known:
                     raise self.yaml.error(
                         location, f"unknown attack or defense {name!r}{nearest(name, known)}"
                     )
-                group = "attacks" if name in registry.entries("attacks") else "defenses"
-                self._validate(registry.load(group, name), parameters, location)
+            for group in registry.GROUPS:
+                for position, entry in enumerate(getattr(self.config.matrix, group)):
+                    name = getattr(entry, group[:-1])
+                    self._validate(
+                        registry.load(group, name),
+                        [
+                            (entry.parameters, ("matrix", group, position, "parameters")),
+                            (profile.overrides.get(name, {}), (*here, "overrides", name)),
+                        ],
+                        image_size,
+                    )
+            used = {entry.attack for entry in self.config.matrix.attacks}
+            used |= {entry.defense for entry in self.config.matrix.defenses}
+            for name in set(profile.overrides) - used:
+                component = registry.load(known[name], name)
+                self._validate(
+                    component, [(profile.overrides[name], (*here, "overrides", name))], image_size
+                )
 
     def _validate(
-        self, component: type[BaseModel], parameters: Mapping[str, Any], location: Location
+        self,
+        component: type[BaseModel],
+        layers: list[tuple[Mapping[str, Any], Location]],
+        image_size: int | None = None,
     ) -> None:
+        """Validate parameters laid over each other, the first layer on top.
+
+        An error in a field is told at the layer that set it, one of the whole at the first layer
+        that says anything.
+        """
+        merged = {name: value for layer, _ in reversed(layers) for name, value in layer.items()}
+        whole = next((location for layer, location in layers if layer), layers[-1][1])
         try:
-            instance = component.model_validate(dict(parameters))
+            instance = component.model_validate(merged)
         except ValidationError as error:
-            raise self._first(error, location, component) from None
+            field = next(iter(error.errors()[0]["loc"]), None)
+            place = next((location for layer, location in layers if field in layer), whole)
+            raise self._first(error, place, component) from None
         for field, path in file_parameters(instance).items():
-            with self._located((*location, field)):
+            place = next(location for layer, location in layers if field in layer)
+            with self._located((*place, field)):
                 if not (self.root / path).is_file():
                     raise InputError(f"no such file: {path}")
                 instance = instance.model_copy(update={field: self.root / path})
-                instance.check()
+                instance.check(image_size)
+        if image_size is not None:
+            with self._located(whole):
+                instance.check(image_size)
 
     def _first(
         self, error: ValidationError, prefix: Location, component: type[BaseModel] = Config

@@ -96,7 +96,11 @@ class Planner:
             {
                 "identity": identity,
                 "config": {
-                    "attack": {**attacker.describe(), "label": attack.label},
+                    "attack": {
+                        **attacker.describe(),
+                        "label": attack.label,
+                        "settings_tried": attack.settings_tried,
+                    },
                     "defense": {**defender.describe(), "label": defense.label},
                     "profile": self.profile_name,
                 },

@@ -112,7 +112,9 @@ class LiveBars(Silent):
         self._bars.update(self._all, total=stages, description=f"{cells} cells, {done} stored")
 
     def start(self, label: str) -> None:
-        self._bars.reset(self._one, total=None, description=label, visible=True)
+        # A new bar: resetting the old one would keep its total.
+        self._bars.remove_task(self._one)
+        self._one = self._bars.add_task(label, total=None)
 
     def step(self, what: str, done: int, total: int | None) -> None:
         self._bars.update(self._one, completed=done, total=total)

@@ -112,11 +112,6 @@ def load(group: str, name: str) -> type[Any]:
     return classes[0]
 
 
-def name_of(component: type[Any]) -> str:
-    """The registered name of a component class (its module's, with dashes)."""
-    return component.__module__.rsplit(".", 1)[-1].replace("_", "-")
-
-
 def missing_packages(component: type[Any]) -> list[str]:
     """Names of the libraries that a component asks for and that are not installed."""
     needed = getattr(component, "needs_packages", ())
@@ -156,8 +151,25 @@ _SHARED_MODULES: dict[str, frozenset[str]] = {
 
 
 def trigger_class(kind: str) -> type[Any]:
-    """The trigger class of that kind, from the shared module of triggers."""
-    known = importlib.import_module("attacks.triggers").TRIGGERS
+    """The trigger class of that ``name``: a shared one, or one that an attack's module defines."""
+    known = _triggers()
+    if kind not in known:
+        for name in entries("attacks"):
+            load("attacks", name)
+        known = _triggers()
     if kind not in known:
         raise InputError(f"unknown trigger {kind!r}{nearest(kind, known)}")
     return known[kind]
+
+
+def _triggers() -> dict[str, type[Any]]:
+    """Every trigger class imported so far, by name."""
+    importlib.import_module("attacks.triggers")
+    found: dict[str, type[Any]] = {}
+    waiting = [importlib.import_module("bench.api").Trigger]
+    while waiting:
+        for component in waiting.pop().__subclasses__():
+            waiting.append(component)
+            if "name" in vars(component):
+                found.setdefault(component.name, component)
+    return found

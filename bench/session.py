@@ -164,6 +164,9 @@ class Session:
 
     def check(self) -> None:
         """Every check that needs no computing; raises :class:`InputError` and writes nothing."""
+        for folder in (self.store.root, self.results):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder} is a file; a folder is wanted there")
         self.file.check_components()
         self._check_checkpoint()
         self.sources  # noqa: B018 - opening them is the check
@@ -171,6 +174,7 @@ class Session:
             if stage.kind == "data" and not self.store.peek("data", stage.key):
                 self._check_images(stage.spec["dataset"], stage.spec["split"])
         self._check_split_sizes()
+        self._check_targets()
 
     def run(self) -> Outcome:
         """Run the selected cells, then rebuild the tables.
@@ -182,8 +186,9 @@ class Session:
         """
         from bench.executors.inline import InlineExecutor, Outcome
 
-        self.check()
         cells = CellStore(self.results)
+        if not self._all_stored(cells):
+            self.check()
         pending = [cell for cell in self.cells if not cell.skip and self._to_do(cells, cell)]
         done = len(self.cells) - len(pending)
         outcome = Outcome()
@@ -243,12 +248,39 @@ class Session:
         for name, rows in needed.items():
             limit = self.file.config.datasets[name].max_images
             total = self.sources[name].count("train")
+            if total is not None and name == self.profile.dataset:
+                self._check_batch_size(min(total, limit or total) - slices["validation"][1])
             if total is not None and min(total, limit or total) < rows:
                 raise self.file.yaml.error(
                     ("profiles", self.profile_name, "splits"),
                     f"dataset {name!r} has {min(total, limit or total)} training images, "
                     f"the splits ask for {rows}",
                 )
+
+    def _check_batch_size(self, rows: int) -> None:
+        recipe = self.planner.recipe["parameters"]
+        if self.checkpoint is None and recipe["batch_size"] > rows:
+            raise self.file.yaml.error(
+                ("profiles", self.profile_name, "pretraining", "batch_size"),
+                f"{recipe['batch_size']} is more than the {rows} images of pretraining",
+            )
+
+    def _check_targets(self) -> None:
+        """Refuse an unlabelled downstream set and a target class that does not exist."""
+        for position, downstream in enumerate(self.profile.downstreams):
+            here = ("profiles", self.profile_name, "downstreams", position)
+            for split in ("train", "test"):
+                classes = self.sources[downstream.dataset].classes(split)
+                if classes == 0:
+                    raise self.file.yaml.error(
+                        (*here, "dataset"), f"{downstream.dataset!r} ({split}) has no labels"
+                    )
+                if classes is not None and downstream.target >= classes:
+                    raise self.file.yaml.error(
+                        (*here, "target"),
+                        f"class {downstream.target} does not exist: {downstream.dataset!r} "
+                        f"({split}) has {classes} classes",
+                    )
 
     def _check_checkpoint(self) -> None:
         if self.checkpoint is None:
@@ -262,6 +294,17 @@ class Session:
             location = ("profiles", self.profile_name, "encoder", "checkpoint")
             raise self.file.yaml.error(location, str(error)) from None
 
+    def _all_stored(self, cells: CellStore) -> bool:
+        """Whether every selected cell lies there under the key that the file asks for now.
+
+        Then the file is sound as far as this run goes, and checking the rest of it would take
+        longer than the run.
+        """
+        try:
+            return all(cells.done(cell.key) for cell in self.cells)
+        except (ValueError, OSError):
+            return False  # the checks say it with file and line
+
     def _to_do(self, cells: CellStore, cell: Cell) -> bool:
         status = cells.status(cell.key)
         if status == "failed":
@@ -272,8 +315,8 @@ class Session:
         cells.folder.mkdir(parents=True, exist_ok=True)
         cells.sweep()
         manifest = self.results / "manifest.json"
-        content = json.dumps(self._manifest(), indent=1, sort_keys=True) + "\n"
-        if not manifest.is_file() or manifest.read_text() != content:
+        content = (json.dumps(self._manifest(), indent=1, sort_keys=True) + "\n").encode()
+        if not manifest.is_file() or manifest.read_bytes() != content:
             write_atomically(manifest, content)
 
     def _manifest(self) -> dict[str, Any]:
@@ -324,8 +367,11 @@ class Session:
 
     def _set_up_torch(self) -> None:
         import torch
+        from threadpoolctl import threadpool_limits
 
         torch.set_num_threads(self.environment.threads)
+        # scikit-learn's and numpy's libraries too: the number of threads is part of every key.
+        threadpool_limits(self.environment.threads)
         if self.environment.device == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.benchmark = False
@@ -361,7 +407,7 @@ def resolve_component(
         },
         control=issubclass(component, Control),
         requires=frozenset(getattr(component, "requires", frozenset())),
-        references=int(getattr(instance, "references", 0)),
+        references=getattr(instance, "references", 0),
         skip=skip,
     )
 

@@ -120,8 +120,10 @@ class Workspace:
 
     def cost(self, stage: Stage) -> dict[str, float]:
         """Measured seconds (and memory) of a finished stage; empty when they are not known."""
-        path = self.folder(stage) / COST
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return json.loads((self.folder(stage) / COST).read_text())
+        except (OSError, ValueError):  # beside the checksummed content, hence not worth a failure
+            return {}
 
     def provenance(self, stage: Stage) -> dict[str, Any]:
         """Where the numbers of a cell come from: code, machine, and every stage behind it."""

@@ -35,6 +35,8 @@ class YamlFile:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             self._constructor = yaml.SafeLoader("")
             self.data: dict[str, Any] = {} if node is None else self._build(node, (), frozenset())
+        except RecursionError:
+            raise InputError(f"{path}:1: nested too deeply") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f":{mark.line + 1}" if mark else ""

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,6 +62,9 @@ def patch_mask(order: Tensor, kept: int) -> Tensor:
 
 
 def _blocks(depth: int, width: int, heads: int) -> nn.Sequential:
+    # Here, because timm takes longer to import than a finished run takes to look up.
+    from timm.models.vision_transformer import Block
+
     norm = partial(nn.LayerNorm, eps=1e-6)
     return nn.Sequential(
         *(Block(width, heads, qkv_bias=False, norm_layer=norm) for _ in range(depth))

@@ -92,10 +92,14 @@ class Dede(Defense):
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
 
-    def check(self) -> None:
-        """Read the checkpoint, so that a damaged one is refused before anything runs."""
-        if self.checkpoint is not None:
+    def check(self, image_size: int) -> None:
+        """Refuse patches that do not tile the images, and a damaged checkpoint."""
+        if self.checkpoint is not None and self.checkpoint.is_absolute():
             load_published(self.checkpoint)
+        elif image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide the {image_size}-pixel images"
+            )
 
     def fit(self, view: DefenderView) -> None:
         """Train the decoder on (image, embedding) pairs of the auxiliary set, or load it.

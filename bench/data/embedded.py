@@ -24,6 +24,9 @@ class Digits(Source):
         whole = len(self._arrays[0])
         return whole - self.TEST_IMAGES if split == "train" else self.TEST_IMAGES
 
+    def classes(self, split: str) -> int:
+        return 10
+
     def load(self, split: str) -> ImageSet:
         images, labels = self._arrays
         cut = len(images) - self.TEST_IMAGES

@@ -47,6 +47,17 @@ class Source(ABC):
         """Images in a split where that can be told without decoding, before ``max_images``."""
         return None
 
+    def chosen(self, total: int) -> list[int]:
+        """The rows that ``max_images`` keeps: a fixed random draw, as files may lie by class."""
+        limit = self.config.max_images
+        if limit is None or limit >= total:
+            return list(range(total))
+        return sorted(np.random.default_rng(0).choice(total, limit, replace=False).tolist())
+
+    def classes(self, split: str) -> int | None:
+        """Number of classes where it can be told without decoding; 0: unlabelled."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """What, beside the content, decides the loaded tensor: part of the stage key."""
         return {
@@ -100,7 +111,8 @@ def _opened(what: str, data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{what} is not an image: {error}") from None
+        kind = "too large an image" if isinstance(error, Image.DecompressionBombError) else None
+        raise InputError(f"{what} is {kind or 'not an image, or of an unknown format'}") from None
 
 
 def digest_files(files: Sequence[Path], root: Path) -> str:

@@ -42,6 +42,9 @@ class Parquet(Source):
 
         return sum(pq.read_metadata(path).num_rows for path in self._files(split))
 
+    def classes(self, split: str) -> int:
+        return len(self._encoded(split)[2])
+
     def load(self, split: str) -> ImageSet:
         encoded, labels, class_names = self._encoded(split)
         return ImageSet(
@@ -91,15 +94,27 @@ class Parquet(Source):
                 raise InputError(f"{path}: image {data.index(None)} is empty")
             images += [(f"{path}: image {row}", value) for row, value in enumerate(data)]
             if "label" in columns:
+                if not pa.types.is_integer(schema.field("label").type):
+                    raise InputError(
+                        f"{path}: the column 'label' holds {schema.field('label').type}, "
+                        "not integers"
+                    )
                 labels += table["label"].to_pylist()
                 class_names = _class_names(schema.metadata) or class_names
         if labels and (len(labels) != len(images) or None in labels):
             raise InputError(f"dataset {self.name!r}: some images of {split!r} have no label")
-        limit = self.config.max_images
-        targets = torch.tensor(labels[:limit], dtype=torch.int64) if labels else None
-        if targets is not None and not class_names:
-            class_names = tuple(str(label) for label in range(int(targets.max()) + 1))
-        return images[:limit], targets, class_names
+        if labels and min(labels) < 0:
+            raise InputError(f"dataset {self.name!r}: a label of {split!r} is {min(labels)}")
+        if class_names and max(labels) >= len(class_names):
+            raise InputError(
+                f"dataset {self.name!r}: a label of {split!r} is {max(labels)}, there are "
+                f"{len(class_names)} class names"
+            )
+        if labels and not class_names:
+            class_names = tuple(str(label) for label in range(max(labels) + 1))
+        kept = self.chosen(len(images))
+        targets = torch.tensor([labels[row] for row in kept]) if labels else None
+        return [images[row] for row in kept], targets, class_names
 
 
 class Folder(Source):
@@ -115,6 +130,9 @@ class Folder(Source):
 
     def check(self, split: str) -> None:
         self._check_headers((str(path), path.read_bytes()) for path, _ in self._files(split)[0])
+
+    def classes(self, split: str) -> int:
+        return len(self._files(split)[1])
 
     def load(self, split: str) -> ImageSet:
         files, class_names = self._files(split)
@@ -140,7 +158,8 @@ class Folder(Source):
             files = [(path, -1) for path in _images(root)]
         if not files:
             raise InputError(f"dataset {self.name!r}: no images in {root}")
-        return files[: self.config.max_images], tuple(path.name for path in classes)
+        kept = [files[row] for row in self.chosen(len(files))]
+        return kept, tuple(path.name for path in classes)
 
 
 class Torchvision(Source):
@@ -174,13 +193,13 @@ class Torchvision(Source):
 
     def load(self, split: str) -> ImageSet:
         dataset = self._dataset(split, download=False)
-        side, count = self.config.image_size, len(dataset)
-        count = min(count, self.config.max_images or count)
+        side, rows = self.config.image_size, self.chosen(len(dataset))
+        count = len(rows)
         storage = np.empty((count, side, side, 3), dtype=np.uint8)
         labels = np.empty(count, dtype=np.int64)
-        for position in range(count):
-            image, labels[position] = dataset[position]
-            what = f"{self.name}/{split}: image {position}"
+        for position, row in enumerate(rows):
+            image, labels[position] = dataset[row]
+            what = f"{self.name}/{split}: image {row}"
             storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
         names = getattr(dataset, "classes", None) or [str(c) for c in range(int(labels.max()) + 1)]
         labelled = bool((labels >= 0).all())

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 __all__ = [
     "ARCHITECTURES",
@@ -143,6 +143,21 @@ class Architecture:
                 raise ValueError(f"{self.name} has no setting {name!r}; it has: {known}")
         return {**self.settings, **settings}
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Build the network without memory, so that an impossible setting is refused early.
+
+        Raises
+        ------
+        ValueError
+            When a setting is unknown, of the wrong type or out of range.
+        """
+        complete = self.complete(settings)
+        for name, value in complete.items():
+            if type(value) is not type(self.settings[name]):
+                raise ValueError(f"{name} should be like {self.settings[name]!r}, got {value!r}")
+        with torch.device("meta"):
+            self.make(**complete)
+
 
 def build(architecture: str, **settings: Any) -> nn.Module:
     """A freshly initialised network.
@@ -177,6 +192,9 @@ def find(architecture: str) -> Architecture:
 
 
 def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
+    # Here, because torchvision takes longer to import than a finished run takes to look up.
+    from torchvision.models.resnet import BasicBlock
+
     downsample = None
     if stride != 1:
         downsample = nn.Sequential(

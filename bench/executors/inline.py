@@ -15,7 +15,7 @@ from bench.errors import InputError
 from bench.graph import Cell, Stage, topological
 from bench.progress import Silent
 from bench.stages import COMPUTE
-from bench.store import COST, write_atomically
+from bench.store import COST, content_key, write_atomically
 from bench.workspace import Workspace
 
 
@@ -135,8 +135,13 @@ class InlineExecutor:
 
 
 def cost_name(stage: Stage) -> str:
-    """What stages of about equal cost share: the kind and the component or label."""
-    return f"{stage.kind}-{stage.component or stage.label}".replace(" ", "_").replace("/", "_")
+    """What stages of about equal cost share: kind and specification, seed aside.
+
+    A score stage costs what its fit's component does.
+    """
+    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
+    described = {**stage.spec, "fit": dict(fitted), "seed": None}
+    return f"{stage.kind}-{content_key(described)[:16]}"
 
 
 def _in_words(error: Exception) -> str:

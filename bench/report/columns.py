@@ -51,6 +51,7 @@ _ROW = (
     Column("aupr", "number", _RATE, "area under precision and recall, triggered is positive"),
     Column("tpr_at_1fpr", "number", _RATE, "true positive rate at 1 % false positives"),
     Column("tpr_at_5fpr", "number", _RATE, "true positive rate at 5 % false positives"),
+    Column("tpr_at_01fpr", "number", _RATE, "at 0.1 % false positives, from 1,000 clean images on"),
     Column("fpr_at_95tpr", "number", _RATE, "false positive rate at 95 % true positives"),
     Column("threshold_source", "text", "", "rule behind tpr_calibrated and fpr_calibrated"),
     Column("tpr_calibrated", "number", _RATE, "true positive rate at the calibrated threshold"),

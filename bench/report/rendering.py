@@ -46,19 +46,19 @@ def render(results_dir: Path) -> list[Path]:
     results_dir = Path(results_dir)
     digest = _digest(results_dir, load_manifest(results_dir))
     earlier = _recorded(results_dir)
-    written: list[str] = []
+    written: dict[str, str] = {}
     for name, content in _contents(results_dir):
         _write(results_dir / name, content)
-        written.append(name)
-    for name in sorted(set(earlier.get("outputs", [])) - set(written)):
+        written[name] = hashlib.sha256(content).hexdigest()
+    for name in sorted(set(earlier.get("outputs", {})) - set(written)):
         (results_dir / name).unlink(missing_ok=True)
-    record = {"version": REPORT_VERSION, "digest": digest, "outputs": sorted(written)}
+    record = {"version": REPORT_VERSION, "digest": digest, "outputs": dict(sorted(written.items()))}
     _write(results_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return [results_dir / name for name in (*written, RECORD)]
 
 
 def is_current(results_dir: Path) -> bool:
-    """Whether the stored cells are those of the last report and all its files are there.
+    """Whether the stored cells are those of the last report and its files lie there unchanged.
 
     Raises
     ------
@@ -69,7 +69,11 @@ def is_current(results_dir: Path) -> bool:
     record = _recorded(results_dir)
     if record.get("digest") != _digest(results_dir, load_manifest(results_dir)):
         return False
-    return all((results_dir / name).is_file() for name in record["outputs"])
+    return all(
+        (results_dir / name).is_file()
+        and hashlib.sha256((results_dir / name).read_bytes()).hexdigest() == digest
+        for name, digest in record["outputs"].items()
+    )
 
 
 def _contents(results_dir: Path) -> Iterator[tuple[str, bytes]]:
@@ -113,7 +117,7 @@ def _recorded(results_dir: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    usable = isinstance(record, dict) and isinstance(record.get("outputs"), list)
+    usable = isinstance(record, dict) and isinstance(record.get("outputs"), dict)
     return record if usable and all(_inside(name) for name in record["outputs"]) else {}
 
 

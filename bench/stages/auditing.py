@@ -77,10 +77,13 @@ def pixels(stage: Stage, workspace: Workspace, folder: Path) -> None:
 
 
 def evaluation_images(stage: Stage, workspace: Workspace) -> ImageSet:
-    """The test set of the cell, or its first ``test_images``."""
+    """The test set of the cell, or a fixed random draw of ``test_images`` of it."""
     test = workspace.images(stage.inputs["test"])
     limit = stage.spec["test_images"]
-    return test if limit is None else test.select(torch.arange(min(limit, len(test))))
+    if limit is None or limit >= len(test):
+        return test
+    rows = permuted_rows(len(test), {"seed": 0, "start": 0, "stop": limit}, test.name)
+    return test.select(rows.sort().values)
 
 
 def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:

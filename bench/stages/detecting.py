@@ -95,9 +95,15 @@ def _prepare(
     owned = _auxiliary(stage, workspace)
     held_out = max(1, round(len(owned) * spec["held_out_auxiliary"]))
     threshold_images = owned.select(torch.arange(held_out))
-    auxiliary = owned.select(torch.arange(held_out, len(owned))).to(workspace.device)
-    if "auxiliary_labels" not in defense.requires:
-        auxiliary = auxiliary.without_labels()
+    owned = owned.select(torch.arange(held_out, len(owned)))
+    labelled = "auxiliary_labels" in defense.requires
+    # A copy: a view would carry the rows and the storage of the whole training set with it.
+    auxiliary = ImageSet(
+        owned.uint8().to(workspace.device),
+        labels=owned.labels if labelled else None,
+        class_names=owned.class_names if labelled else (),
+        name=owned.name,
+    )
     embeddings = AuxiliaryEmbeddings(stage, workspace, auxiliary)
     encoder = DefenderEncoder(workspace.encoder(stage.inputs["encoder"]), defense.requires)
     view = DefenderView(

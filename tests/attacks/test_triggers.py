@@ -7,7 +7,7 @@ import torch
 from experiment import real_images
 
 from attacks.none import NoAttack
-from attacks.triggers import TRIGGERS, PatchTrigger
+from attacks.triggers import PatchTrigger
 from bench.workspace import restore_trigger, trigger_record
 
 
@@ -76,7 +76,6 @@ def test_record_restores_the_same_trigger(images):
         again = restore_trigger(trigger_record(trigger))
         assert torch.equal(again(images), trigger(images))
     assert restore_trigger(None) is None
-    assert set(TRIGGERS) == {"patch"}
 
 
 def test_control_carries_the_patch_of_the_attack(images):
@@ -92,3 +91,20 @@ def test_published_trigger_file_is_this_patch(images):
         mask, patch = (torch.from_numpy(file[k][0]).permute(2, 0, 1).float() for k in ("tm", "t"))
     published = (images * 255 * mask + patch) / 255
     assert torch.allclose(PatchTrigger()(images), published, atol=1e-6)
+
+
+class CornerDot(PatchTrigger):
+    """A trigger of a third party: no entry in any table, found by its name."""
+
+    name = "corner-dot"
+
+    def support(self, image_size: int) -> torch.Tensor:
+        return PatchTrigger(size=1, row=0, column=0, image_size=image_size).support(image_size)
+
+
+def test_trigger_that_an_attack_brings_along_is_restored_by_its_name(images):
+    again = restore_trigger(trigger_record(CornerDot()))
+    assert type(again) is CornerDot
+    assert torch.equal(again(images), CornerDot()(images))
+    with pytest.raises(ValueError, match="unknown trigger 'corner-dott'"):
+        restore_trigger({"kind": "corner-dott", "parameters": {}})

@@ -94,6 +94,29 @@ PROFILE = ("profiles", "tiny")
         ((*PROFILE, "sedes"), [0], "sedes", "unknown key; did you mean 'seeds'?"),
         (("matrix", "defenses", 1, "label"), "dede-id", "dede-id", "stands twice"),
         ((*PROFILE, "splits", "shadow"), 100000, "", "the splits ask for"),
+        ((*PROFILE, "out_of_distribution"), "digits", "", "also the dataset or a downstream set"),
+        ((*PROFILE, "downstreams", 0, "target"), 99, "target: 99", "class 99 does not exist"),
+        ((*PROFILE, "pretraining", "batch_size"), 5000, "batch_size: 5000", "images of pretrain"),
+        ((*PROFILE, "pretraining", "learning_rate"), float("inf"), ".inf", "finite number"),
+        ((*PROFILE, "encoder", "settings", "width"), "abc", "settings:", "width should be like"),
+        ((*PROFILE, "encoder", "settings", "width"), -1, "settings:", "width must be"),
+        ((*PROFILE, "encoder", "std"), [0, 1, 1], "", "should be greater than 0"),
+        ((*PROFILE, "threads"), 10**11, "threads", "should be less than or equal to 1024"),
+        ((*PROFILE, "seeds"), [1, 1], "seeds", "stands twice"),
+        (
+            (*PROFILE, "overrides", "badencoder", "patch_size"),
+            40,
+            "",
+            "a 40-pixel patch at row 21, column 21 does not fit a 32-pixel image",
+        ),
+        ((*PROFILE, "overrides", "dede", "patch_size"), 5, "", "does not divide the 32-pixel"),
+        (
+            ("matrix", "defenses", 0, "parameters"),
+            {"heads": 5},
+            "",
+            "matrix.defenses[0].parameters: width 12 is not divisible by heads 5",
+        ),
+        (("tables",), {"leaderboard": {"columns": ["aurok"]}}, "", "did you mean 'auroc'?"),
     ],
 )
 def test_mistake_in_the_file_is_named_with_line_and_key(
@@ -115,6 +138,43 @@ def test_syntax_error_has_its_line(write_config, refused):
 def test_duplicate_key_is_an_error(write_config, refused):
     write_config("default_profile: quick\nmatrix: {}\ndefault_profile: other\n")
     assert "bench.yaml:3: default_profile: this key stands twice" in refused("run")
+
+
+def test_nesting_beyond_measure_is_an_error(write_config, refused):
+    write_config("[" * 3000)
+    assert "bench.yaml:" in refused("run")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "dog"], "the column 'label' holds"),
+        ([0.0, 1.0], "the column 'label' holds double, not integers"),
+        ([0, -1], "a label of 'train' is -1"),
+        (None, "has no labels"),
+    ],
+)
+def test_unusable_labels_are_refused_before_anything_is_written(
+    tiny, write_config, refused, tmp_path, labels, message
+):
+    (tmp_path / "pictures").mkdir()
+    images = [{"bytes": png(32, 32), "path": None}] * 300
+    frame = pd.DataFrame({"image": images})
+    if labels is not None:
+        frame["label"] = labels * 150
+    for split in ("train", "test"):
+        frame.to_parquet(tmp_path / "pictures" / f"{split}.parquet")
+    tiny["datasets"]["digits"] = {"source": "parquet", "path": "pictures"}
+    counts = dict.fromkeys(tiny["profiles"]["tiny"]["splits"], 20)
+    tiny["profiles"]["tiny"]["splits"] = counts
+    write_config(tiny)
+    assert message in refused("run")
+
+
+def test_cache_that_is_a_file_is_refused(tiny, write_config, refused, tmp_path):
+    (tmp_path / "afile").write_text("")
+    write_config(tiny)
+    assert "afile is a file" in refused("run", "--cache", "afile")
 
 
 def test_missing_file_is_named(refused):

@@ -24,7 +24,6 @@ def test_every_built_in_module_holds_one_component_with_a_docstring(group, base,
         assert issubclass(component, base)
         assert component.__doc__
         assert registry.summary(registry.find(group, name))
-        assert registry.name_of(component) == name
 
 
 def test_unknown_name_suggests_the_nearest():

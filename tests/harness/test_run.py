@@ -101,7 +101,7 @@ def test_scores_and_tables_are_the_same_from_a_cold_cache(tiny_run, tmp_path):
         for s in (session, tiny_run)
     )
     assert len(ours) == 4
-    pd.testing.assert_frame_equal(ours, theirs.loc[ours.index])
+    pd.testing.assert_frame_equal(ours, theirs.loc[ours.index], check_dtype=False)
 
 
 def test_same_key_same_bytes(tiny_run, tmp_path):
