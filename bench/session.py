@@ -199,7 +199,7 @@ class Session:
             elif cell not in pending and cells.status(cell.key) == "failed":
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
         if pending:
-            self._set_up_torch()
+            self.set_up_torch()
             self.store.sweep()
             workspace = self.workspace()
             stages = topological([cell.stage for cell in pending])
@@ -365,7 +365,8 @@ class Session:
             }
         return known[dataset, split]
 
-    def _set_up_torch(self) -> None:
+    def set_up_torch(self) -> None:
+        """Threads and determinism as the profile and the cache keys say them."""
         import torch
         from threadpoolctl import threadpool_limits
 

@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     session = Session(ConfigFile(arguments.config), Selection(profile=arguments.profile))
-    torch.set_num_threads(session.environment.threads)
+    session.set_up_torch()
     machine = hardware(session.environment.device)
     described = f"{machine.get('accelerator', machine['processor'])}, {machine['cores']} cores"
     print(f"{code_version()}, {described}, {session.environment.threads} threads")
