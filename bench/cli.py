@@ -275,7 +275,7 @@ def _one_line(error: ValueError) -> bool:
 
 
 def _file(config: Path) -> Any:
-    from bench.config import ConfigFile
+    from bench.configfile import ConfigFile
 
     return ConfigFile(config)
 

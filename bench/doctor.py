@@ -51,7 +51,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
-    from bench.config import ConfigFile
+    from bench.configfile import ConfigFile
     from bench.data.sources import open_source
     from bench.session import Selection, Session, data_roots
 

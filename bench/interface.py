@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.config import ConfigFile
+from bench.configfile import ConfigFile
 from bench.errors import InputError
 from bench.session import Selection, Session
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cells import CellStore, RunningMark
-from bench.config import AttackEntry, ConfigFile, DefenseEntry, file_parameters
+from bench.config import AttackEntry, DefenseEntry
+from bench.configfile import ConfigFile, file_parameters
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, Stage, topological
-from bench.matrix import Planner, role_slices
+from bench.matrix import Planner
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
 from bench.store import Store, file_digest, write_atomically
@@ -164,17 +165,9 @@ class Session:
 
     def check(self) -> None:
         """Every check that needs no computing; raises :class:`InputError` and writes nothing."""
-        for folder in (self.store.root, self.results):
-            if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder} is a file; a folder is wanted there")
-        self.file.check_components()
-        self._check_checkpoint()
-        self.sources  # noqa: B018 - opening them is the check
-        for stage in topological([cell.stage for cell in self.cells]):
-            if stage.kind == "data" and not self.store.peek("data", stage.key):
-                self._check_images(stage.spec["dataset"], stage.spec["split"])
-        self._check_split_sizes()
-        self._check_targets()
+        from bench.preflight import check
+
+        check(self)
 
     def run(self) -> Outcome:
         """Run the selected cells, then rebuild the tables.
@@ -232,67 +225,6 @@ class Session:
         if not is_current(self.results):
             self.reporter.note("rendering tables and plots")
             render(self.results)
-
-    def _check_images(self, dataset: str, split: str) -> None:
-        try:
-            self.sources[dataset].check(split)
-        except InputError as error:
-            raise self.file.yaml.error(("datasets", dataset), str(error)) from None
-
-    def _check_split_sizes(self) -> None:
-        """Refuse counts that a training set cannot give, where its size is known beforehand."""
-        slices = role_slices(self.profile.splits)
-        needed = {self.profile.dataset: slices["suspicious"][1]}
-        for downstream in self.profile.downstreams:
-            needed.setdefault(downstream.dataset, slices["references"][1] + 1)
-        for name, rows in needed.items():
-            limit = self.file.config.datasets[name].max_images
-            total = self.sources[name].count("train")
-            if total is not None and name == self.profile.dataset:
-                self._check_batch_size(min(total, limit or total) - slices["validation"][1])
-            if total is not None and min(total, limit or total) < rows:
-                raise self.file.yaml.error(
-                    ("profiles", self.profile_name, "splits"),
-                    f"dataset {name!r} has {min(total, limit or total)} training images, "
-                    f"the splits ask for {rows}",
-                )
-
-    def _check_batch_size(self, rows: int) -> None:
-        recipe = self.planner.recipe["parameters"]
-        if self.checkpoint is None and recipe["batch_size"] > rows:
-            raise self.file.yaml.error(
-                ("profiles", self.profile_name, "pretraining", "batch_size"),
-                f"{recipe['batch_size']} is more than the {rows} images of pretraining",
-            )
-
-    def _check_targets(self) -> None:
-        """Refuse an unlabelled downstream set and a target class that does not exist."""
-        for position, downstream in enumerate(self.profile.downstreams):
-            here = ("profiles", self.profile_name, "downstreams", position)
-            for split in ("train", "test"):
-                classes = self.sources[downstream.dataset].classes(split)
-                if classes == 0:
-                    raise self.file.yaml.error(
-                        (*here, "dataset"), f"{downstream.dataset!r} ({split}) has no labels"
-                    )
-                if classes is not None and downstream.target >= classes:
-                    raise self.file.yaml.error(
-                        (*here, "target"),
-                        f"class {downstream.target} does not exist: {downstream.dataset!r} "
-                        f"({split}) has {classes} classes",
-                    )
-
-    def _check_checkpoint(self) -> None:
-        if self.checkpoint is None:
-            return
-        from bench.encoders.checkpoints import import_checkpoint
-
-        encoder = self.profile.encoder
-        try:
-            import_checkpoint(self.checkpoint, encoder.architecture, encoder.settings)
-        except ValueError as error:
-            location = ("profiles", self.profile_name, "encoder", "checkpoint")
-            raise self.file.yaml.error(location, str(error)) from None
 
     def _all_stored(self, cells: CellStore) -> bool:
         """Whether every selected cell lies there under the key that the file asks for now.

@@ -22,7 +22,7 @@ import torch
 
 from attacks.badencoder import BadEncoder
 from bench.api import AttackerWorld, DefenderView
-from bench.config import ConfigFile
+from bench.configfile import ConfigFile
 from bench.encoders.defender import DefenderEncoder
 from bench.encoders.encoder import Encoder
 from bench.encoders.simclr import SimCLRRecipe, pretrain

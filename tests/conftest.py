@@ -17,7 +17,7 @@ import yaml
 from experiment import TINY
 
 from bench import registry
-from bench.config import ConfigFile
+from bench.configfile import ConfigFile
 from bench.session import Selection, Session
 
 

@@ -39,7 +39,7 @@ def test_commands_and_files_that_the_readme_names_exist():
 
 def test_profiles_of_the_experiment_are_sound():
     """bench.yaml itself, every component and parameter of every profile."""
-    from bench.config import ConfigFile
+    from bench.configfile import ConfigFile
 
     root = Path(__file__).resolve().parents[1]
     file = ConfigFile(root / "bench.yaml")

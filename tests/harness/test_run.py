@@ -18,7 +18,7 @@ from experiment import TINY
 import bench
 from bench import registry
 from bench.cells import CellStore
-from bench.config import ConfigFile
+from bench.configfile import ConfigFile
 from bench.report import LEADERBOARD_COLUMNS
 from bench.session import Selection, Session
 from bench.stages.detecting import Scorer, build_bundle, evaluation_images, restore
