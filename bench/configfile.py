@@ -118,8 +118,8 @@ class ConfigFile:
     ) -> None:
         """Validate parameters laid over each other, the first layer on top.
 
-        An error in a field is told at the layer that set it, one of the whole at the first layer
-        that says anything.
+        An error in a field is told at the layer that set it, one of the whole at the file it
+        names or else at the first layer that says anything.
         """
         merged = {name: value for layer, _ in reversed(layers) for name, value in layer.items()}
         whole = next((location for layer, location in layers if layer), layers[-1][1])
@@ -131,11 +131,10 @@ class ConfigFile:
             raise self._first(error, place, component) from None
         for field, path in file_parameters(instance).items():
             place = next(location for layer, location in layers if field in layer)
-            with self._located((*place, field)):
-                if not (self.root / path).is_file():
-                    raise InputError(f"no such file: {path}")
-                instance = instance.model_copy(update={field: self.root / path})
-                instance.check(image_size)
+            whole = (*place, field)
+            if not (self.root / path).is_file():
+                raise self.yaml.error(whole, f"no such file: {path}")
+            instance = instance.model_copy(update={field: self.root / path})
         if image_size is not None:
             with self._located(whole):
                 instance.check(image_size)
@@ -147,8 +146,8 @@ class ConfigFile:
         location = (*prefix, *(part for part in details["loc"] if part != "[key]"))
         return self.yaml.error(location, _sentence(details, component))
 
-    def _located(self, *locations: Location) -> _Located:
-        return _Located(self.yaml, next(loc for loc in locations if loc))
+    def _located(self, location: Location) -> _Located:
+        return _Located(self.yaml, location)
 
 
 def file_parameters(component: BaseModel) -> dict[str, Path]:

@@ -10,10 +10,6 @@ class InputError(ValueError):
     """Bad usage, configuration or input file; the message says what would be right."""
 
 
-class MissingDependency(InputError):  # noqa: N818 - it is a state of the machine, not a failure
-    """A component asks for a library that is not installed."""
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest valid name, else the list of valid names."""
     names = sorted(valid)

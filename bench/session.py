@@ -15,7 +15,7 @@ from bench.cells import CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile, file_parameters
 from bench.errors import InputError, nearest
-from bench.graph import Cell, Component, Environment, Stage, topological
+from bench.graph import Cell, Component, Environment, topological
 from bench.matrix import Planner
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
@@ -61,6 +61,9 @@ class Session:
     file: ConfigFile
     selection: Selection = field(default_factory=Selection)
     reporter: Silent = field(default_factory=Silent)
+    _data_specs: dict[tuple[str, str], Mapping[str, Any]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         config = self.file.config
@@ -282,7 +285,7 @@ class Session:
             cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
 
     def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
-        known = self.__dict__.setdefault("_data_specs", {})
+        known = self._data_specs
         if (dataset, split) not in known:
             source = self.sources[dataset]
             try:
@@ -371,14 +374,3 @@ def _selected(
     if not labels:
         raise InputError(f"no {kind} selected; the matrix would be empty")
     return [known[label] for label in dict.fromkeys(labels)]
-
-
-def seconds_known(store: Store, stage: Stage) -> float | None:
-    """How long a stage of this name took last time in this cache."""
-    from bench.executors.inline import cost_name
-
-    path = store.root / "seconds" / f"{cost_name(stage)}.json"
-    try:
-        return float(json.loads(path.read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None

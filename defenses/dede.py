@@ -94,7 +94,7 @@ class Dede(Defense):
 
     def check(self, image_size: int) -> None:
         """Refuse patches that do not tile the images, and a damaged checkpoint."""
-        if self.checkpoint is not None and self.checkpoint.is_absolute():
+        if self.checkpoint is not None:
             load_published(self.checkpoint)
         elif image_size % self.patch_size:
             raise ValueError(
