@@ -9,40 +9,53 @@ errors. Images cross every boundary as float32 (N, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from bench.component import Component, Field, Progress
 from bench.data.augmentation import jitter_views
+from bench.data.captions import prompt_templates
 from bench.data.imageset import ImageSet
+from bench.data.transport import Transport, cached_parts, carry_
+from bench.encoders.clip import TextTower
+from bench.encoders.contrastive import ClipRecipe, contrastive_loss
+from bench.encoders.ssl import SSLRecipe
 from bench.encoders.weights import read_state_dict
 
 __all__ = [
     "Attack",
     "AttackerWorld",
+    "ClipRecipe",
     "Component",
     "Control",
+    "DataPoisoning",
     "DefenderView",
     "Defense",
     "Encoder",
     "Field",
     "ImageSet",
     "ModelPoisoning",
+    "PoisonedSet",
+    "PoisonerWorld",
     "Progress",
     "Requirement",
+    "SSLRecipe",
+    "Transport",
     "Trigger",
     "Victim",
+    "contrastive_loss",
+    "drawn_captions",
     "jitter_views",
     "read_state_dict",
+    "stamped_files",
 ]
 
 Requirement = Literal["gradients", "features", "text", "suspicious", "auxiliary_labels"]
-Item = TypeVar("Item")
 
 
 class Encoder(Protocol):
@@ -65,35 +78,10 @@ class Encoder(Protocol):
     def layers(self) -> tuple[str, ...]:
         """Names that :meth:`features` accepts, input to output."""
 
-
-class Progress(Protocol):
-    """Reports steps to whoever watches and cuts training short under ``--limit-steps``."""
-
-    def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-        """Yield ``items`` (training steps), at most as many as the run's limit allows."""
-
-
-class Component(BaseModel):
-    """What attacks, defenses and triggers share: typed parameters and a version.
-
-    ``version`` enters every cache key. Raise it when the results of the component change.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False
-    )
-    version: ClassVar[int] = 1
-
-    def check(self, image_size: int) -> None:
-        """Raise ValueError for what can be told before anything runs.
-
-        Called with the side of the profile's images, and with parameters of type ``Path``
-        resolved: a patch that does not fit, a damaged file.
-        """
-
-    def parameters(self) -> dict[str, Any]:
-        """Every hyper-parameter with its value, JSON-ready."""
-        return self.model_dump(mode="json")
+    @property
+    def text(self) -> TextTower | None:
+        """None, or the text tower of a CLIP encoder: ``encode_text(captions)`` -> float32 (M, D),
+        ``tokenize(captions)`` and ``logit_scale``, the factor on cosine similarities."""
 
 
 class Trigger(Component, ABC):
@@ -101,21 +89,32 @@ class Trigger(Component, ABC):
 
     ``name`` tells a trigger's kind in artifacts and must differ between kinds.
 
-    Calling a trigger quantises its result to 8 bits, as a deployed trigger is a file; pixels
-    outside :meth:`support` are returned untouched.
+    Calling a trigger sends its result through ``transport``: ``8bit`` (as a deployed trigger is a
+    file), ``float`` (no rounding) or ``jpeg-<quality>``. Pixels outside :meth:`support` are
+    returned untouched, whatever the transport. No gradient flows through a call.
     """
 
     name: ClassVar[str] = ""
+    transport: Transport = "8bit"
 
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """float32 (N, 3, H, W) in [0, 1] -> the stamped images, same shape, dtype and range."""
-        stamped = self.stamp(images).clamp(0, 1).mul(255).round().div(255)
-        inside = self.support(images.shape[-1]).to(images.device)
-        return torch.where(inside, stamped, images)
+        inside = self.support(images.shape[-1])
+        everywhere = bool(inside.all())
+        inside = inside.to(images.device)
+        result = torch.empty_like(images)
+        for part in cached_parts(images):
+            original, stamped = images[part], result[part]
+            torch.clamp(self.stamp(original), 0, 1, out=stamped)
+            carry_(stamped, self.transport)
+            if not everywhere:
+                torch.where(inside, stamped, original, out=stamped)
+        return result
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
-        """The stamped images before quantisation."""
+        """The stamped images before they are clamped and transported; ``images`` stay as given."""
 
     @abstractmethod
     def support(self, image_size: int) -> Tensor:
@@ -123,7 +122,7 @@ class Trigger(Component, ABC):
 
     @abstractmethod
     def decoys(self) -> list[Trigger]:
-        """At least three look-alikes of the same size and energy, the most alike first."""
+        """At least three look-alikes of the same size, energy and transport, most alike first."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -168,9 +167,64 @@ class AttackerWorld:
     precision: str = "float32"
 
 
+@dataclass(frozen=True)
+class PoisonerWorld:
+    """What a data-poisoning attacker knows and may touch.
+
+    Attributes
+    ----------
+    candidates
+        int64: positions in the training set of the images that the attacker supplies, ascending;
+        disjoint from everything the defender owns. Others may not be changed.
+    target, class_name
+        Target class: its index (in the training set, for CLIP in the downstream set) and its name.
+    encoder
+        The public encoder that the victim will fine-tune, frozen; None when training starts from
+        scratch.
+    generator
+        The only source of randomness, on the CPU.
+    """
+
+    candidates: Tensor
+    target: int
+    class_name: str
+    generator: torch.Generator
+    progress: Progress
+    encoder: Encoder | None = None
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class PoisonedSet:
+    """The images (and captions) that replace some of a training set, and the trigger behind them.
+
+    Attributes
+    ----------
+    rows
+        int64 (k,): positions in the training set, each once.
+    images
+        uint8 (k, 3, H, W): what stands there now. A data set is made of files, so poisoned
+        training images are 8-bit whatever the trigger's transport.
+    captions
+        Their new captions, for image-text training; None leaves captions alone.
+    """
+
+    rows: Tensor
+    images: Tensor
+    trigger: Trigger
+    captions: tuple[str, ...] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
 class Attack(Component, ABC):
-    """Makes a victim out of a clean encoder. Subclass :class:`ModelPoisoning` or
-    :class:`Control`."""
+    """Makes a victim out of a clean encoder. Subclass :class:`ModelPoisoning`,
+    :class:`DataPoisoning` or :class:`Control`.
+
+    ``family`` says which of the profile's encoders the attack is about: ``ssl``, trained on images
+    alone, or ``clip``, trained on images with captions.
+    """
+
+    family: ClassVar[Literal["ssl", "clip"]] = "ssl"
 
     @abstractmethod
     def trigger(self, image_size: int) -> Trigger:
@@ -199,6 +253,74 @@ class ModelPoisoning(Attack):
     @abstractmethod
     def implant(self, world: AttackerWorld) -> Victim:
         """Train the backdoor in. May change ``world.encoder`` in place and return it."""
+
+
+class DataPoisoning(Attack):
+    """Changes a training set; the harness trains the victim on it and the clean twin without.
+
+    Both are trained by :attr:`recipe` with the same initialisation, batch order and seed. A
+    ``family`` of ``clip`` fine-tunes the profile's CLIP model; ``ssl`` trains from scratch.
+    """
+
+    poison_rate: float = Field(0.01, ge=0, le=1)
+    """Share of the training set that is poisoned; 0 poisons nothing and gives the clean twin."""
+    recipe: Any = None
+    """How victim and twin are trained (a recipe of ``bench.encoders``); None: as the profile
+    pretrains. Declare it with the recipe's type and the paper's values as defaults."""
+    poisons: ClassVar[Literal["target-class", "other-classes"]] = "target-class"
+    """Of which of the attacker's images the poisoned ones are taken."""
+
+    @abstractmethod
+    def poison(self, train: ImageSet, world: PoisonerWorld) -> PoisonedSet:
+        """Choose rows among ``world.candidates`` and say what replaces them.
+
+        ``train`` is the whole training set with the labels and captions that it has. Deterministic
+        given the world.
+        """
+
+    def eligible(self, labels: Tensor, target: int) -> Tensor:
+        """bool: which of images with these ``labels`` this attack may poison."""
+        return (labels == target) == (self.poisons == "target-class")
+
+    def checked_count(self, total: int, available: int) -> int:
+        """Images to poison: the integer part of ``poison_rate`` times ``total``.
+
+        Raises
+        ------
+        ValueError
+            When fewer are ``available``.
+        """
+        count = int(self.poison_rate * total + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        if count > available:
+            raise ValueError(
+                f"poison_rate {self.poison_rate:g} of {total} training images is {count}; among "
+                f"the attacker's images {available} are of the {self.poisons.replace('-', ' ')}: "
+                "lower poison_rate or raise splits.shadow"
+            )
+        return count
+
+    def rows(self, train: ImageSet, world: PoisonerWorld, order: Tensor | None = None) -> Tensor:
+        """int64 (k,): the first eligible candidates, as many as :attr:`poison_rate` asks for.
+
+        ``order`` is a permutation of the candidates in which to go through them.
+        """
+        candidates = world.candidates if order is None else world.candidates[order]
+        if train.labelled:
+            labels = train.labels[candidates]
+            candidates = candidates[self.eligible(labels, world.target)]
+        return candidates[: self.checked_count(len(train), len(candidates))]
+
+
+def drawn_captions(class_name: str, count: int, generator: torch.Generator) -> tuple[str, ...]:
+    """``count`` captions about a class: prompt templates drawn from ``generator``."""
+    templates = prompt_templates()
+    drawn = torch.randint(len(templates), (count,), generator=generator).tolist()
+    return tuple(templates[number](class_name) for number in drawn)
+
+
+def stamped_files(images: ImageSet, rows: Tensor, trigger: Trigger) -> Tensor:
+    """uint8 (k, 3, H, W): the images at ``rows`` with the trigger, as a poisoner stores them."""
+    return trigger(images.float(rows)).mul(255).round().to(torch.uint8).cpu()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bench.store import (
     write_atomically,
 )
 
-FINISHED = frozenset({"ok", "attack-weak", "attack-invalid"})
+FINISHED = frozenset({"ok", "attack-weak", "attack-invalid", "uncontrolled"})
 
 
 class CellStore:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from bench.errors import InputError, nearest
 from bench.report.columns import COLUMNS
@@ -34,6 +44,32 @@ class AttackEntry(Model):
     """How many settings were tried on validation images before this one: stored with the row."""
 
 
+class VictimEntry(Model):
+    """One row of the matrix: somebody's victim, whatever attack made it (docs/victims.md).
+
+    ``from`` names a victim artifact (a folder with encoder and trigger, as a run leaves it), one of
+    our encoder files or a published checkpoint. What the file does not say must stand here. Without
+    a ``clean_twin`` the row is ``uncontrolled``.
+    """
+
+    source: str = Field(alias="from")
+    label: Label
+    architecture: str | None = None
+    settings: dict[str, Any] = {}
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    trigger: dict[str, Any] | None = None
+    target: int | None = Field(None, ge=0)
+    clean_twin: str | None = None
+    downstream: str | None = None
+    """The data set it is judged on; the profile's first by default."""
+
+    @property
+    def attack(self) -> str:
+        """Stands for a component's name in tables and filters."""
+        return "imported"
+
+
 class DefenseEntry(Model):
     """One column of the matrix. ``auxiliary`` says which images the defender owns."""
 
@@ -43,10 +79,26 @@ class DefenseEntry(Model):
     parameters: dict[str, Any] = {}
 
 
+ATTACK_TAG, VICTIM_TAG = "<attack>", "<victim>"
+"""Marks of the two kinds of row in the locations of validation errors."""
+
+
+def _entry_tag(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return VICTIM_TAG if "from" in value else ATTACK_TAG
+    return VICTIM_TAG if isinstance(value, VictimEntry) else ATTACK_TAG
+
+
 class Matrix(Model):
     """Attacks x defenses. A bare name is an entry labelled with that name."""
 
-    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
+    attacks: tuple[
+        Annotated[
+            Annotated[AttackEntry, Tag(ATTACK_TAG)] | Annotated[VictimEntry, Tag(VICTIM_TAG)],
+            Discriminator(_entry_tag),
+        ],
+        ...,
+    ] = Field(min_length=1)
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -66,6 +118,8 @@ def _expand(item: Any, kind: str) -> Any:
         return {kind: item, "label": item}
     if isinstance(item, Mapping) and "label" not in item and kind in item:
         return {**item, "label": item[kind]}
+    if isinstance(item, Mapping) and "label" not in item and isinstance(item.get("from"), str):
+        return {**item, "label": PurePath(item["from"]).stem[:64]}
     return item
 
 
@@ -76,15 +130,19 @@ class DatasetConfig(Model):
     for a torchvision copy under the data roots.
     """
 
-    source: Literal["auto", "digits", "photographs", "parquet", "folder", "torchvision"] = "auto"
+    source: Literal[
+        "auto", "digits", "photographs", "parquet", "folder", "captions", "torchvision"
+    ] = "auto"
     path: str | None = None
     image_size: int = Field(32, ge=8, le=1024)
     resize: bool = False
+    stored_as: str | None = None
+    """The name it is looked for under, so that one set of files serves at two sizes."""
     max_images: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> DatasetConfig:
-        if self.source in ("parquet", "folder") and self.path is None:
+        if self.source in ("parquet", "folder", "captions") and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path")
         return self
 
@@ -152,6 +210,20 @@ class ProbeConfig(Model):
     max_train_images: int | None = Field(None, ge=10)
 
 
+class CLIPConfig(Model):
+    """The CLIP model that attacks on image-text training start from, and the data around it.
+
+    Data sets are the profile's unless given. ``pretraining`` is a
+    :class:`bench.encoders.contrastive.ClipRecipe`.
+    """
+
+    encoder: EncoderConfig
+    pretraining: dict[str, Any] = {}
+    dataset: str | None = None
+    out_of_distribution: str | None = None
+    downstreams: tuple[Downstream, ...] | None = Field(None, min_length=1)
+
+
 class Profile(Model):
     """A scale: the same matrix on a laptop, on a real data set, on a GPU."""
 
@@ -160,6 +232,7 @@ class Profile(Model):
     out_of_distribution: str
     encoder: EncoderConfig
     pretraining: dict[str, Any] = {}
+    clip: CLIPConfig | None = None
     downstreams: tuple[Downstream, ...] = Field(min_length=1)
     splits: SplitCounts = SplitCounts()
     probe: ProbeConfig = ProbeConfig()
@@ -180,13 +253,48 @@ class Profile(Model):
 
     @model_validator(mode="after")
     def _out_of_distribution_is_another_set(self) -> Profile:
-        taken = {self.dataset, *(downstream.dataset for downstream in self.downstreams)}
-        if self.out_of_distribution in taken:
-            raise ValueError(
-                f"out_of_distribution is {self.out_of_distribution!r}, which is also the dataset "
-                "or a downstream set: its images have other roles"
-            )
+        for family in self.families().values():
+            taken = {family.dataset, *(downstream.dataset for downstream in family.downstreams)}
+            if family.out_of_distribution in taken:
+                raise ValueError(
+                    f"out_of_distribution is {family.out_of_distribution!r}, which is also the "
+                    "dataset or a downstream set: its images have other roles"
+                )
         return self
+
+    def families(self) -> dict[str, Family]:
+        """The encoders of this profile by family: ``ssl``, and ``clip`` where configured."""
+        own = Family(
+            "ssl",
+            self.encoder,
+            self.pretraining,
+            self.dataset,
+            self.out_of_distribution,
+            self.downstreams,
+        )
+        if self.clip is None:
+            return {"ssl": own}
+        clip = Family(
+            "clip",
+            self.clip.encoder,
+            self.clip.pretraining,
+            self.clip.dataset or self.dataset,
+            self.clip.out_of_distribution or self.out_of_distribution,
+            self.clip.downstreams or self.downstreams,
+        )
+        return {"ssl": own, "clip": clip}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of encoder in a profile, with the data it lives on."""
+
+    name: str
+    encoder: EncoderConfig
+    pretraining: Mapping[str, Any]
+    dataset: str
+    out_of_distribution: str
+    downstreams: tuple[Downstream, ...]
 
 
 class LeaderboardTable(Model):
@@ -238,5 +346,13 @@ class Config(Model):
     def component_parameters(
         self, profile: Profile, name: str, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """An entry's own parameters over the profile's overrides of the component."""
-        return {**profile.overrides.get(name, {}), **parameters}
+        """An entry's own parameters over the profile's overrides of the component.
+
+        A parameter that is a mapping itself (a recipe) is laid over key by key.
+        """
+        merged = dict(profile.overrides.get(name, {}))
+        for key, value in parameters.items():
+            below = merged.get(key)
+            nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+            merged[key] = {**below, **value} if nested else value
+        return merged

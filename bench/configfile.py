@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from bench import registry
-from bench.config import Config
+from bench.config import (
+    ATTACK_TAG,
+    VICTIM_TAG,
+    AttackEntry,
+    Config,
+    DefenseEntry,
+    Profile,
+    VictimEntry,
+)
 from bench.errors import InputError, nearest
+from bench.recipes import recipe_type
 from bench.yamlfile import Location, YamlFile
 
 
@@ -47,18 +56,29 @@ class ConfigFile:
                 if entry.label in labels:
                     raise fail((*here, "label"), f"the label {entry.label!r} stands twice")
                 labels.add(entry.label)
-        for name, profile in config.profiles.items():
-            here = ("profiles", name)
-            for key in ("dataset", "out_of_distribution"):
-                self._check_dataset((*here, key), getattr(profile, key))
-            for position, downstream in enumerate(profile.downstreams):
-                self._check_dataset((*here, "downstreams", position, "dataset"), downstream.dataset)
+        for profile in config.profiles:
+            for name, location in self.datasets_of(profile).items():
+                if name not in config.datasets:
+                    raise fail(
+                        location, f"unknown dataset {name!r}{nearest(name, config.datasets)}"
+                    )
 
-    def _check_dataset(self, location: Location, name: str) -> None:
-        if name not in self.config.datasets:
-            raise self.yaml.error(
-                location, f"unknown dataset {name!r}{nearest(name, self.config.datasets)}"
-            )
+    def datasets_of(self, profile_name: str) -> dict[str, Location]:
+        """Every data set that a profile's rows need, with the key that names it first."""
+        profile, here = self.config.profiles[profile_name], ("profiles", profile_name)
+        named: dict[str, Location] = {}
+        for section, where in ((profile, here), (profile.clip, (*here, "clip"))):
+            if section is None:
+                continue
+            for key in ("dataset", "out_of_distribution"):
+                if getattr(section, key) is not None:
+                    named.setdefault(getattr(section, key), (*where, key))
+            for position, downstream in enumerate(section.downstreams or ()):
+                named.setdefault(downstream.dataset, (*where, "downstreams", position, "dataset"))
+        for position, entry in enumerate(self.config.matrix.attacks):
+            if isinstance(entry, VictimEntry) and entry.downstream is not None:
+                named.setdefault(entry.downstream, ("matrix", "attacks", position, "downstream"))
+        return named
 
     def check_components(self) -> None:
         """Validate every component name and parameter of the matrix in every profile.
@@ -68,60 +88,85 @@ class ConfigFile:
         InputError
             With file, line and key of the first mistake.
         """
-        from bench.encoders.architectures import find
-        from bench.encoders.simclr import SimCLRRecipe
-
         for group in registry.GROUPS:
-            for position, entry in enumerate(getattr(self.config.matrix, group)):
-                here: Location = ("matrix", group, position)
-                with self._located((*here, group[:-1])):
+            for position, entry in self._components(group):
+                with self.located(("matrix", group, position, group[:-1])):
                     registry.load(group, getattr(entry, group[:-1]))
         known = {name: group for group in registry.GROUPS for name in registry.entries(group)}
-        for profile_name, profile in self.config.profiles.items():
-            here = ("profiles", profile_name)
-            image_size = self.config.datasets[profile.dataset].image_size
-            self._validate(SimCLRRecipe, [(profile.pretraining, (*here, "pretraining"))])
-            with self._located((*here, "encoder", "architecture")):
-                architecture = find(profile.encoder.architecture)
-            with self._located((*here, "encoder", "settings")):
-                architecture.check(profile.encoder.settings)
-            for name in profile.overrides:
-                location = (*here, "overrides", name)
-                if name not in known:
-                    raise self.yaml.error(
-                        location, f"unknown attack or defense {name!r}{nearest(name, known)}"
-                    )
-            for group in registry.GROUPS:
-                for position, entry in enumerate(getattr(self.config.matrix, group)):
-                    name = getattr(entry, group[:-1])
-                    self._validate(
-                        registry.load(group, name),
-                        [
-                            (entry.parameters, ("matrix", group, position, "parameters")),
-                            (profile.overrides.get(name, {}), (*here, "overrides", name)),
-                        ],
-                        image_size,
-                    )
-            used = {entry.attack for entry in self.config.matrix.attacks}
-            used |= {entry.defense for entry in self.config.matrix.defenses}
-            for name in set(profile.overrides) - used:
-                component = registry.load(known[name], name)
-                self._validate(
-                    component, [(profile.overrides[name], (*here, "overrides", name))], image_size
+        for name, profile in self.config.profiles.items():
+            self._check_encoders(profile, ("profiles", name))
+            self._check_parameters(profile, ("profiles", name), known)
+
+    def _components(self, group: str) -> Iterator[tuple[int, AttackEntry | DefenseEntry]]:
+        """The entries of ``matrix.<group>`` that name a component, with their positions."""
+        for position, entry in enumerate(getattr(self.config.matrix, group)):
+            if not isinstance(entry, VictimEntry):
+                yield position, entry
+
+    def _check_encoders(self, profile: Profile, here: Location) -> None:
+        """Refuse impossible architectures, settings and pretraining recipes."""
+        from bench.encoders.architectures import find
+
+        places = {"ssl": here, "clip": (*here, "clip")}
+        for family in profile.families().values():
+            where = places[family.name]
+            self._validate(
+                recipe_type(family.name), [(family.pretraining, (*where, "pretraining"))]
+            )
+            with self.located((*where, "encoder", "architecture")):
+                architecture = find(family.encoder.architecture)
+            with self.located((*where, "encoder", "settings")):
+                architecture.check(family.encoder.settings)
+
+    def _check_parameters(self, profile: Profile, here: Location, known: Mapping[str, str]) -> None:
+        """Validate every component of the matrix with a profile's overrides, used or not."""
+        for name in profile.overrides:
+            if name not in known:
+                raise self.yaml.error(
+                    (*here, "overrides", name),
+                    f"unknown attack or defense {name!r}{nearest(name, known)}",
                 )
+        families = profile.families()
+        used: set[str] = set()
+        for group in registry.GROUPS:
+            for position, entry in self._components(group):
+                name = getattr(entry, group[:-1])
+                used.add(name)
+                component = registry.load(group, name)
+                family = families.get(getattr(component, "family", "ssl"), families["ssl"])
+                self._validate(
+                    component,
+                    [
+                        (entry.parameters, ("matrix", group, position, "parameters")),
+                        (profile.overrides.get(name, {}), (*here, "overrides", name)),
+                    ],
+                    self.config.datasets[family.dataset].image_size,
+                    merged=self.config.component_parameters(profile, name, entry.parameters),
+                )
+        for name in set(profile.overrides) - used:
+            component = registry.load(known[name], name)
+            family = families.get(getattr(component, "family", "ssl"), families["ssl"])
+            self._validate(
+                component,
+                [(profile.overrides[name], (*here, "overrides", name))],
+                self.config.datasets[family.dataset].image_size,
+            )
 
     def _validate(
         self,
         component: type[BaseModel],
         layers: list[tuple[Mapping[str, Any], Location]],
         image_size: int | None = None,
+        *,
+        merged: Mapping[str, Any] | None = None,
     ) -> None:
         """Validate parameters laid over each other, the first layer on top.
 
         An error in a field is told at the layer that set it, one of the whole at the file it
         names or else at the first layer that says anything.
         """
-        merged = {name: value for layer, _ in reversed(layers) for name, value in layer.items()}
+        if merged is None:
+            merged = layers[0][0]
         whole = next((location for layer, location in layers if layer), layers[-1][1])
         try:
             instance = component.model_validate(merged)
@@ -136,17 +181,18 @@ class ConfigFile:
                 raise self.yaml.error(whole, f"no such file: {path}")
             instance = instance.model_copy(update={field: self.root / path})
         if image_size is not None:
-            with self._located(whole):
+            with self.located(whole):
                 instance.check(image_size)
 
     def _first(
         self, error: ValidationError, prefix: Location, component: type[BaseModel] = Config
     ) -> InputError:
         details = error.errors(include_url=False)[0]
-        location = (*prefix, *(part for part in details["loc"] if part != "[key]"))
+        marks = ("[key]", ATTACK_TAG, VICTIM_TAG)
+        location = (*prefix, *(part for part in details["loc"] if part not in marks))
         return self.yaml.error(location, _sentence(details, component))
 
-    def _located(self, location: Location) -> _Located:
+    def located(self, location: Location) -> _Located:
         return _Located(self.yaml, location)
 
 
@@ -196,6 +242,10 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     current: Any = model
     inside_container = False
     for part in location:
+        if part in (ATTACK_TAG, VICTIM_TAG):
+            current = AttackEntry if part == ATTACK_TAG else VictimEntry
+            inside_container = False
+            continue
         if inside_container:
             # A list position or a dictionary key: what it holds is already known.
             inside_container = False

@@ -13,13 +13,15 @@ from bench.store import content_key
 STAGE_VERSIONS = {
     "data": 1,
     "pixels": 1,
-    "pretrain": 1,
-    "implant": 1,
-    "probe": 1,
-    "audit": 2,
+    "import": 1,
+    "poison": 1,
+    "pretrain": 2,
+    "implant": 2,
+    "probe": 2,
+    "audit": 3,
     "fit": 1,
     "score": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 
 
@@ -48,7 +50,7 @@ class Stage:
     Attributes
     ----------
     kind
-        data, pixels, pretrain, implant, probe, audit, fit, score or evaluate.
+        One of :data:`STAGE_VERSIONS`.
     spec
         Everything beside the inputs that decides the result; JSON-ready.
     inputs
@@ -82,16 +84,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class Component:
-    """A resolved attack or defense: what keys need to know about it."""
+    """A resolved attack or defense: what keys need to know about it.
+
+    Attributes
+    ----------
+    kind
+        ``control``, ``model-poisoning``, ``data-poisoning`` or ``defense``.
+    family
+        Of an attack: ``ssl`` or ``clip``.
+    recipe
+        Of a data-poisoning attack, as a stage describes it; None: the profile's.
+    """
 
     name: str
     version: int
     parameters: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
-    control: bool = False
+    kind: str = "defense"
+    family: str = "ssl"
+    recipe: Mapping[str, Any] | None = None
     requires: frozenset[str] = frozenset()
     references: int = 0
     skip: str | None = None
+
+    @property
+    def control(self) -> bool:
+        return self.kind == "control"
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -101,6 +119,12 @@ class Component:
             # Content of the files that parameters name: a path alone says nothing.
             **({"files": dict(self.files)} if self.files else {}),
         }
+
+    def without_recipe(self) -> dict[str, Any]:
+        """:meth:`describe` for what happens before training, which no recipe can change."""
+        described = self.describe()
+        described["parameters"].pop("recipe", None)
+        return described
 
 
 @dataclass(frozen=True)

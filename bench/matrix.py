@@ -11,24 +11,15 @@ from bench.config import (
     Config,
     DefenseEntry,
     Downstream,
+    Family,
     Profile,
-    Protocol,
-    SplitCounts,
+    VictimEntry,
 )
-from bench.graph import Cell, Component, Environment, Stage
+from bench.graph import Cell, Component, Stage
+from bench.lineage import ImportedVictim, Lineage, Pair
 
-
-def role_slices(counts: SplitCounts) -> dict[str, tuple[int, int]]:
-    """Role -> (start, stop) in the seeded permutation of the training rows.
-
-    Roles are laid out one after the other, so that a changed count moves only what follows it.
-    """
-    slices: dict[str, tuple[int, int]] = {}
-    start = 0
-    for role, size in counts.model_dump().items():
-        slices[role] = (start, start + size)
-        start += size
-    return slices
+HEADS = {"ssl": ("mlp",), "clip": ("zero-shot", "linear")}
+"""Family -> how classes are read out of its encoders, kNN aside; the first is what gates judge."""
 
 
 @dataclass(frozen=True)
@@ -37,147 +28,142 @@ class Planner:
 
     Parameters
     ----------
-    data_specs
-        (dataset, split) -> the description of a data stage: content fingerprint and decoding.
     component
         (group, name, parameters) -> resolved :class:`Component`.
-    recipe
-        The pretraining recipe with its version.
-    checkpoint_digest
-        SHA-256 of the imported encoder's file; None when the harness pretrains.
+    victim
+        A :class:`VictimEntry` -> what its files hold.
+    text_towers
+        Families of the profile whose encoder has a text tower.
     """
 
     config: Config
     profile_name: str
     profile: Profile
-    environment: Environment
-    data_specs: Callable[[str, str], Mapping[str, Any]]
+    lineage: Lineage
     component: Callable[[str, str, Mapping[str, Any]], Component]
-    recipe: Mapping[str, Any]
-    checkpoint_digest: str | None = None
+    victim: Callable[[VictimEntry], ImportedVictim]
+    text_towers: frozenset[str]
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
         return [
-            self.cell(attack, defense, downstream, seed)
+            self.cell(row, defense, downstream, seed)
             for seed in seeds
-            for downstream in self.profile.downstreams
+            for position in range(self._most_downstreams())
             for attack in self.config.matrix.attacks
+            for row in [self.row(attack)]
+            for downstream in row.downstreams[position : position + 1]
             for defense in self.config.matrix.defenses
         ]
 
-    def cell(
-        self, attack: AttackEntry, defense: DefenseEntry, downstream: Downstream, seed: int
-    ) -> Cell:
-        attacker = self._resolve("attacks", attack.attack, attack.parameters)
-        defender = self._resolve("defenses", defense.defense, defense.parameters)
-        twin = self.pretrain(seed)
-        victim = twin if attacker.control else self.implant(attacker, downstream, twin, seed)
-        audit = self.audit(attacker, downstream, victim, twin, seed)
-        scores = {
-            role: self.score(defender, defense, encoder, audit, downstream, seed)
-            for role, encoder in (("victim", victim), ("twin", twin))
+    def row(self, entry: AttackEntry | VictimEntry) -> Row:
+        """An entry of ``matrix.attacks`` with what it resolves to."""
+        families = self.profile.families()
+        if isinstance(entry, VictimEntry):
+            victim = self.victim(entry)
+            family = families.get(victim.family, families["ssl"])
+            name = entry.downstream or family.downstreams[0].dataset
+            component = Component("imported", 1, {}, kind="imported", family=victim.family)
+            return Row(
+                entry,
+                component,
+                family,
+                (Downstream(dataset=name, target=victim.target),),
+                victim.architecture,
+                victim.text,
+                victim=victim,
+            )
+        attacker = self._resolve("attacks", entry.attack, entry.parameters)
+        family = families.get(attacker.family)
+        if family is None:
+            reason = f"{attacker.name} needs a CLIP model, and the profile has no `clip`"
+            own = families["ssl"]
+            return Row(entry, attacker, own, own.downstreams, "", False, reason)
+        text = family.name in self.text_towers
+        reason = attacker.skip
+        if attacker.family == "clip" and not text:
+            reason = (
+                f"{attacker.name} trains images with captions, and {family.encoder.architecture} "
+                "has no text tower"
+            )
+        return Row(
+            entry,
+            attacker,
+            family,
+            family.downstreams,
+            family.encoder.architecture,
+            text,
+            reason,
+        )
+
+    def cell(self, row: Row, entry: DefenseEntry, downstream: Downstream, seed: int) -> Cell:
+        defender = self._resolve("defenses", entry.defense, entry.parameters)
+        skip = row.skip_on(downstream) or defender.skip
+        if "text" in defender.requires and not row.text and skip is None:
+            skip = f"{defender.name} requires a text tower, which {row.architecture} has not"
+        spec = {
+            "identity": self._identity(row, entry, downstream, seed),
+            "config": self._described(row, defender, entry),
+            "protocol": _chosen(
+                self.config.protocol, "bootstrap_draws", "threshold_source", "calibration_fpr"
+            ),
+            "split_seed": self.config.protocol.split_seed,
+            "control": row.attack.control,
+            "probes": [*HEADS[row.attack.family], "knn"],
         }
-        identity = {
-            "attack": attack.label,
-            "defense": defense.label,
-            "dataset": self.profile.dataset,
-            "encoder": self.profile.encoder.architecture,
+        label = f"evaluate {row.entry.label} x {entry.label}"
+        if row.skip is not None:
+            return Cell(Stage("evaluate", spec, label=label), skip)
+        pair = self.pair(row, downstream, seed)
+        audit = self.audit(row, downstream, pair, seed)
+        encoders = {"victim": pair.victim, "twin": pair.twin}
+        scores = {
+            role: self.score(defender, entry, row.family, encoder, audit, downstream, seed)
+            for role, encoder in encoders.items()
+            if encoder is not None
+        }
+        return Cell(Stage("evaluate", spec, {**scores, "audit": audit}, label), skip)
+
+    def pair(self, row: Row, downstream: Downstream, seed: int) -> Pair:
+        """Victim and twin of a row."""
+        if row.victim is not None:
+            return self.lineage.imported_pair(row.victim, row.family, downstream)
+        return self.lineage.pair(row.attack, row.family, downstream, seed)
+
+    def _identity(
+        self, row: Row, entry: DefenseEntry, downstream: Downstream, seed: int
+    ) -> dict[str, Any]:
+        return {
+            "attack": row.entry.label,
+            "defense": entry.label,
+            "dataset": row.family.dataset,
+            "encoder": row.architecture,
             "downstream": downstream.dataset,
             "target": downstream.target,
             "profile": self.profile_name,
             "seed": seed,
             "attack_backend": "native",
             "defense_backend": "native",
-            "auxiliary": defense.auxiliary,
+            "auxiliary": entry.auxiliary,
         }
-        stage = Stage(
-            "evaluate",
-            {
-                "identity": identity,
-                "config": {
-                    "attack": {
-                        **attacker.describe(),
-                        "label": attack.label,
-                        "settings_tried": attack.settings_tried,
-                    },
-                    "defense": {**defender.describe(), "label": defense.label},
-                    "profile": self.profile_name,
-                },
-                "protocol": _chosen(
-                    self.protocol, "bootstrap_draws", "threshold_source", "calibration_fpr"
-                ),
-                "split_seed": self.protocol.split_seed,
-                "control": attacker.control,
+
+    def _described(self, row: Row, defender: Component, entry: DefenseEntry) -> dict[str, Any]:
+        return {
+            "attack": {
+                **row.attack.describe(),
+                "label": row.entry.label,
+                "settings_tried": getattr(row.entry, "settings_tried", 1),
             },
-            {"victim": scores["victim"], "twin": scores["twin"], "audit": audit},
-            f"evaluate {attack.label} x {defense.label}",
-        )
-        return Cell(stage, attacker.skip or defender.skip)
-
-    @property
-    def protocol(self) -> Protocol:
-        return self.config.protocol
-
-    def data(self, dataset: str, split: str) -> Stage:
-        return Stage("data", self.data_specs(dataset, split), label=f"{dataset}/{split}")
-
-    def test_data(self, downstream: Downstream) -> Stage:
-        return self.data(downstream.dataset, "test")
-
-    def pretrain(self, seed: int) -> Stage:
-        profile = self.profile
-        encoder = {
-            "architecture": profile.encoder.architecture,
-            "settings": dict(profile.encoder.settings),
+            "defense": {**defender.describe(), "label": entry.label},
+            "profile": self.profile_name,
         }
-        if self.checkpoint_digest is not None:
-            size = {"image_size": self.config.datasets[profile.dataset].image_size}
-            statistics = _chosen(profile.encoder, "mean", "std")
-            return Stage(
-                "pretrain",
-                {"checkpoint": self.checkpoint_digest, **encoder, **statistics, **size},
-                label=f"import {profile.encoder.architecture}",
-            )
-        return Stage(
-            "pretrain",
-            {
-                "recipe": dict(self.recipe),
-                **encoder,
-                "held_out": self._rows("calibration", "validation"),
-                "seed": seed,
-                "environment": self.environment.describe(),
-            },
-            {"train": self.data(profile.dataset, "train")},
-            f"pretrain {profile.encoder.architecture} on {profile.dataset}",
-        )
 
-    def implant(
-        self, attack: Component, downstream: Downstream, encoder: Stage, seed: int
-    ) -> Stage:
-        return Stage(
-            "implant",
-            {
-                "component": attack.describe(),
-                "target": downstream.target,
-                "shadow": self._rows("shadow"),
-                "references": self._rows("references"),
-                "reference_count": attack.references,
-                "seed": seed,
-                "environment": self.environment.describe(),
-            },
-            {
-                "encoder": encoder,
-                "train": self.data(self.profile.dataset, "train"),
-                "downstream": self.data(downstream.dataset, "train"),
-            },
-            f"implant {attack.name}",
-        )
-
-    def probe(self, encoder: Stage, downstream: Downstream, seed: int) -> Stage:
+    def probe(self, row: Row, encoder: Stage, downstream: Downstream, seed: int) -> Stage:
+        """The classifiers on a frozen encoder, kNN aside."""
         return Stage(
             "probe",
             {
+                "heads": list(HEADS[row.attack.family]),
                 "probe": _chosen(
                     self.profile.probe,
                     "epochs",
@@ -185,101 +171,105 @@ class Planner:
                     "learning_rate",
                     "max_train_images",
                 ),
-                "train": self._probe_rows(downstream),
+                "train": self.lineage.probe_rows(row.family, downstream),
                 "seed": seed,
-                "environment": self.environment.describe(),
+                "environment": self.lineage.environment.describe(),
             },
-            {"encoder": encoder, "train": self.data(downstream.dataset, "train")},
+            {"encoder": encoder, "train": self.lineage.data(downstream.dataset, "train")},
             f"probe on {downstream.dataset}",
         )
 
-    def pixels(self, downstream: Downstream) -> Stage:
+    def pixels(self, row: Row, downstream: Downstream) -> Stage:
         return Stage(
             "pixels",
             {
                 "probe": _chosen(
                     self.profile.probe, "neighbours", "temperature", "max_train_images"
                 ),
-                "train": self._probe_rows(downstream),
+                "train": self.lineage.probe_rows(row.family, downstream),
                 "test_images": self.profile.test_images,
-                "environment": self.environment.describe(),
+                "environment": self.lineage.environment.describe(),
             },
             {
-                "train": self.data(downstream.dataset, "train"),
-                "test": self.test_data(downstream),
+                "train": self.lineage.data(downstream.dataset, "train"),
+                "test": self.lineage.data(downstream.dataset, "test"),
             },
             f"raw-pixel kNN on {downstream.dataset}",
         )
 
-    def audit(
-        self,
-        attack: Component,
-        downstream: Downstream,
-        victim: Stage,
-        twin: Stage,
-        seed: int,
-    ) -> Stage:
+    def audit(self, row: Row, downstream: Downstream, pair: Pair, seed: int) -> Stage:
         inputs = {
-            "victim": self.probe(victim, downstream, seed),
-            "twin": self.probe(twin, downstream, seed),
-            "pixels": self.pixels(downstream),
-            "train": self.data(downstream.dataset, "train"),
-            "test": self.test_data(downstream),
+            "victim": self.probe(row, pair.victim, downstream, seed),
+            "pixels": self.pixels(row, downstream),
+            "train": self.lineage.data(downstream.dataset, "train"),
+            "test": self.lineage.data(downstream.dataset, "test"),
         }
+        if pair.twin is not None:
+            inputs["twin"] = self.probe(row, pair.twin, downstream, seed)
+        if not row.attack.control:
+            inputs["attack"] = pair.victim
         return Stage(
             "audit",
             {
-                # A control has no implant stage, so its trigger is made here.
-                **({"component": attack.describe()} if attack.control else {}),
-                "control": attack.control,
+                # A control leaves no artifact, so its trigger is made here.
+                **({"component": row.attack.describe()} if row.attack.control else {}),
+                "control": row.attack.control,
                 "target": downstream.target,
-                "decoy_max_success": self.protocol.decoy_max_success,
-                "validation": self._rows("validation"),
-                "train": self._probe_rows(downstream),
+                "decoy_max_success": self.config.protocol.decoy_max_success,
+                "validation": self.lineage.rows("validation"),
+                "train": self.lineage.probe_rows(row.family, downstream),
                 "probe": _chosen(
                     self.profile.probe, "neighbours", "temperature", "max_train_images"
                 ),
                 "test_images": self.profile.test_images,
                 "seed": seed,
-                "environment": self.environment.describe(),
+                "environment": self.lineage.environment.describe(),
             },
-            inputs if attack.control else {**inputs, "implant": victim},
-            f"audit {attack.name} on {downstream.dataset}",
+            inputs,
+            f"audit {row.entry.label} on {downstream.dataset}",
         )
 
     def fit(
-        self, defense: Component, entry: DefenseEntry, encoder: Stage, audit: Stage, seed: int
+        self,
+        defense: Component,
+        entry: DefenseEntry,
+        family: Family,
+        encoder: Stage,
+        audit: Stage,
+        seed: int,
     ) -> Stage:
-        auxiliary = (
-            self.profile.dataset
-            if entry.auxiliary == "in-distribution"
-            else self.profile.out_of_distribution
-        )
+        inside = entry.auxiliary == "in-distribution"
+        auxiliary = family.dataset if inside else family.out_of_distribution
+        rows = self.lineage.rows
         spec: dict[str, Any] = {
             "component": defense.describe(),
             "auxiliary": (
-                {"rows": self._rows("auxiliary")}
-                if entry.auxiliary == "in-distribution"
-                else {"first": self.profile.splits.auxiliary, "seed": self.protocol.split_seed}
+                {"rows": rows("auxiliary")}
+                if inside
+                else {
+                    "first": self.profile.splits.auxiliary,
+                    "seed": self.config.protocol.split_seed,
+                }
             ),
-            "held_out_auxiliary": self.protocol.held_out_auxiliary,
+            "held_out_auxiliary": self.config.protocol.held_out_auxiliary,
             "seed": seed,
-            "environment": self.environment.describe(),
+            "environment": self.lineage.environment.describe(),
         }
-        inputs = {"encoder": encoder, "auxiliary": self.data(auxiliary, "train")}
+        inputs = {"encoder": encoder, "auxiliary": self.lineage.data(auxiliary, "train")}
         if "suspicious" in defense.requires:
             # The pool is stamped with the attack's trigger; the placebo's holds the same pixels.
             spec["suspicious"] = {
-                "rows": self._rows("suspicious"),
-                "poison_rate": self.protocol.poison_rate,
+                "rows": rows("suspicious"),
+                "poison_rate": self.config.protocol.poison_rate,
             }
-            inputs |= {"train": self.data(self.profile.dataset, "train"), "audit": audit}
+            inputs |= {"train": self.lineage.data(family.dataset, "train"), "audit": audit}
         return Stage("fit", spec, inputs, f"fit {entry.label}")
 
     def score(
         self,
         defense: Component,
         entry: DefenseEntry,
+        family: Family,
         encoder: Stage,
         audit: Stage,
         downstream: Downstream,
@@ -289,19 +279,19 @@ class Planner:
             "score",
             {
                 "component": defense.describe(),
-                "calibration": self._rows("calibration"),
+                "calibration": self.lineage.rows("calibration"),
                 "test_images": self.profile.test_images,
-                "split_seed": self.protocol.split_seed,
+                "split_seed": self.config.protocol.split_seed,
                 "score_batch": self.profile.score_batch,
-                "figure_images": self.protocol.figure_images,
+                "figure_images": self.config.protocol.figure_images,
                 "seed": seed,
-                "environment": self.environment.describe(),
+                "environment": self.lineage.environment.describe(),
             },
             {
-                "fit": self.fit(defense, entry, encoder, audit, seed),
+                "fit": self.fit(defense, entry, family, encoder, audit, seed),
                 "audit": audit,
-                "train": self.data(downstream.dataset, "train"),
-                "test": self.test_data(downstream),
+                "train": self.lineage.data(downstream.dataset, "train"),
+                "test": self.lineage.data(downstream.dataset, "test"),
             },
             f"score {entry.label}",
         )
@@ -311,20 +301,38 @@ class Planner:
             group, name, self.config.component_parameters(self.profile, name, parameters)
         )
 
-    def _rows(self, *roles: str) -> dict[str, Any]:
-        slices = role_slices(self.profile.splits)
-        return {
-            "seed": self.protocol.split_seed,
-            "start": slices[roles[0]][0],
-            "stop": slices[roles[-1]][1],
-        }
+    def _most_downstreams(self) -> int:
+        return max(len(family.downstreams) for family in self.profile.families().values())
 
-    def _probe_rows(self, downstream: Downstream) -> dict[str, Any]:
-        """The probe learns from all training rows that are not held out."""
-        roles = ("calibration", "validation")
-        if downstream.dataset != self.profile.dataset:
-            roles = ("calibration", "references")
-        return {"all_but": self._rows(*roles)}
+
+@dataclass(frozen=True)
+class Row:
+    """An entry of ``matrix.attacks``, resolved.
+
+    Attributes
+    ----------
+    skip
+        Why nothing of this row can run here; None when it can.
+    """
+
+    entry: AttackEntry | VictimEntry
+    attack: Component
+    family: Family
+    downstreams: tuple[Downstream, ...]
+    architecture: str
+    text: bool
+    skip: str | None = None
+    victim: ImportedVictim | None = None
+
+    def skip_on(self, downstream: Downstream) -> str | None:
+        """Why the row cannot be judged on one downstream set."""
+        poisons_labels = self.attack.kind == "data-poisoning" and self.attack.family == "ssl"
+        if self.skip is None and poisons_labels and downstream.dataset != self.family.dataset:
+            return (
+                f"{self.attack.name} takes its target class from the pretraining set "
+                f"{self.family.dataset}, not from {downstream.dataset}"
+            )
+        return self.skip
 
 
 def _chosen(model: Any, *fields: str) -> dict[str, Any]:

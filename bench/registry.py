@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -148,6 +149,17 @@ _SHARED_MODULES: dict[str, frozenset[str]] = {
     "attacks": frozenset({"triggers"}),
     "defenses": frozenset(),
 }
+
+
+def parse_trigger(value: Mapping[str, Any], image_size: int, root: Path) -> Any:
+    """The trigger that a mapping in a configuration file describes; paths are under ``root``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind or key, with the nearest valid name, or a file that does not fit.
+    """
+    return importlib.import_module("attacks.triggers").parse_trigger(value, image_size, root)
 
 
 def trigger_class(kind: str) -> type[Any]:

@@ -16,10 +16,13 @@ from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile, file_parameters
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, topological
+from bench.lineage import Lineage
 from bench.matrix import Planner
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
+from bench.recipes import describe_recipe, recipe_type
 from bench.store import Store, file_digest, write_atomically
+from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
     from bench.data.source import Source
@@ -103,17 +106,9 @@ class Session:
         """Every data set that the profile names, opened but not decoded."""
         from bench.data.sources import open_source
 
-        config, profile = self.file.config, self.profile
-        roots = data_roots(self.file)
-        names = {
-            profile.dataset: ("profiles", self.profile_name, "dataset"),
-            profile.out_of_distribution: ("profiles", self.profile_name, "out_of_distribution"),
-        }
-        for position, downstream in enumerate(profile.downstreams):
-            here = ("profiles", self.profile_name, "downstreams", position, "dataset")
-            names.setdefault(downstream.dataset, here)
+        config, roots = self.file.config, data_roots(self.file)
         opened = {}
-        for name, location in names.items():
+        for name, location in self.file.datasets_of(self.profile_name).items():
             try:
                 opened[name] = open_source(name, config.datasets[name], roots, self.file.root)
             except InputError as error:
@@ -122,30 +117,49 @@ class Session:
         return opened
 
     @property
-    def checkpoint(self) -> Path | None:
-        """The file of the imported clean encoder, if the profile names one."""
-        named = self.profile.encoder.checkpoint
-        return None if named is None else self.file.root / named
+    def checkpoints(self) -> dict[str, Path]:
+        """The files of imported clean encoders, by family."""
+        return {
+            name: self.file.root / family.encoder.checkpoint
+            for name, family in self.profile.families().items()
+            if family.encoder.checkpoint is not None
+        }
+
+    @cached_property
+    def victims(self) -> VictimFiles:
+        """Everything that ``from`` entries of the matrix name, read once."""
+        return VictimFiles(self.file, self.profile, self._image_size)
 
     @cached_property
     def planner(self) -> Planner:
-        from bench.encoders.simclr import SimCLRRecipe
+        from bench.encoders.architectures import find
 
-        recipe = SimCLRRecipe.model_validate(self.profile.pretraining)
+        families = self.profile.families()
+        lineage = Lineage(
+            profile=self.profile,
+            protocol=self.file.config.protocol,
+            environment=self.environment,
+            data_specs=self._data_spec,
+            recipes={
+                name: describe_recipe(recipe_type(name).model_validate(family.pretraining))
+                for name, family in families.items()
+            },
+            checkpoints={name: file_digest(path) for name, path in self.checkpoints.items()},
+        )
         return Planner(
             config=self.file.config,
             profile_name=self.profile_name,
             profile=self.profile,
-            environment=self.environment,
-            data_specs=self._data_spec,
+            lineage=lineage,
             component=partial(resolve_component, self.file.root),
-            checkpoint_digest=file_digest(self.checkpoint) if self.checkpoint else None,
-            recipe={
-                "name": "simclr",
-                "version": recipe.version,
-                "parameters": recipe.parameters(),
-            },
+            victim=self.victims.resolve,
+            text_towers=frozenset(
+                name for name, family in families.items() if find(family.encoder.architecture).text
+            ),
         )
+
+    def _image_size(self, dataset: str) -> int:
+        return self.file.config.datasets[dataset].image_size
 
     @cached_property
     def all_cells(self) -> list[Cell]:
@@ -217,7 +231,10 @@ class Session:
             self.sources,
             self.reporter,
             root=self.file.root,
-            checkpoint=self.checkpoint,
+            files={
+                **{file_digest(path): path for path in self.checkpoints.values()},
+                **self.victims.files,
+            },
             code_version=code_version(),
         )
 
@@ -323,17 +340,20 @@ def resolve_component(
 
     ``root`` is the folder that paths among the parameters refer to.
     """
+    from bench.api import Control, DataPoisoning
+
     component = registry.load(group, name)
     instance = component.model_validate(dict(parameters))
     missing = registry.missing_packages(component)
     skip = (
         f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
     )
-    needed = set(getattr(component, "requires", frozenset())) & {"text"}
-    if needed and skip is None:
-        skip = f"{name} requires a text tower, which this encoder has not"
-    from bench.api import Control
-
+    kind = "defense" if group == "defenses" else "model-poisoning"
+    if issubclass(component, Control):
+        kind = "control"
+    elif issubclass(component, DataPoisoning):
+        kind = "data-poisoning"
+    recipe = getattr(instance, "recipe", None)
     return Component(
         name=name,
         version=component.version,
@@ -341,7 +361,9 @@ def resolve_component(
         files={
             field: file_digest(root / path) for field, path in file_parameters(instance).items()
         },
-        control=issubclass(component, Control),
+        kind=kind,
+        family=getattr(component, "family", "ssl"),
+        recipe=None if recipe is None else describe_recipe(recipe),
         requires=frozenset(getattr(component, "requires", frozenset())),
         references=getattr(instance, "references", 0),
         skip=skip,

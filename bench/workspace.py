@@ -79,8 +79,8 @@ class Workspace:
         Where the steps of training loops are shown.
     root
         The folder that paths in component parameters refer to.
-    checkpoint
-        The file of an imported clean encoder.
+    files
+        SHA-256 -> where the file of that content lies (imported encoders).
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Workspace:
         reporter: Reporter,
         *,
         root: Path = Path(),
-        checkpoint: Path | None = None,
+        files: Mapping[str, Path] | None = None,
         code_version: str = "unknown",
     ) -> None:
         self.store = store
-        self.checkpoint = checkpoint
+        self._files = dict(files or {})
         self._root = root
         self.environment = environment
         self.sources = sources
@@ -111,6 +111,10 @@ class Workspace:
     def folder(self, stage: Stage) -> Path:
         """Where the finished artifact of ``stage`` lies."""
         return self.store.folder(stage.kind, stage.key)
+
+    def file(self, digest: str) -> Path:
+        """Where the file of that content lies."""
+        return self._files[digest]
 
     def json(self, stage: Stage, name: str) -> Any:
         return json.loads((self.folder(stage) / name).read_text())
@@ -154,13 +158,15 @@ class Workspace:
                 tensors["images"],
                 labels=tensors.get("labels"),
                 class_names=tuple(about["class_names"]),
+                captions=about["captions"],
                 name=about["name"],
             )
 
         return self._images.get(stage.key, load)
 
     def encoder(self, stage: Stage) -> Encoder:
-        """The encoder that a pretrain or implant stage left; shared, hence never to be trained."""
+        """The encoder that a pretrain, implant or import stage left; shared, hence never to be
+        trained."""
         return self._encoders.get(
             stage.key,
             lambda: Encoder.load(self.folder(stage) / "encoder.safetensors").to(self.device),

@@ -25,7 +25,7 @@ from bench.api import AttackerWorld, DefenderView
 from bench.configfile import ConfigFile
 from bench.encoders.defender import DefenderEncoder
 from bench.encoders.encoder import Encoder
-from bench.encoders.simclr import SimCLRRecipe, pretrain
+from bench.encoders.ssl import SSLRecipe, pretrain
 from bench.provenance import code_version, hardware
 from bench.session import Selection, Session
 from defenses.dede import Dede
@@ -67,7 +67,7 @@ def measure(session: Session, steps: int) -> dict[str, float]:
         return torch.Generator().manual_seed(1)
 
     def simclr(clock: StepClock) -> int:
-        recipe = SimCLRRecipe.model_validate(profile.pretraining)
+        recipe = SSLRecipe.model_validate(profile.pretraining)
         pretrain(
             recipe,
             architecture,

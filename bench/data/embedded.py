@@ -27,6 +27,11 @@ class Digits(Source):
     def classes(self, split: str) -> int:
         return 10
 
+    def labels(self, split: str) -> torch.Tensor:
+        count = self.count(split)
+        whole = torch.from_numpy(self._arrays[1].astype(np.int64))
+        return whole[:count] if split == "train" else whole[-count:]
+
     def load(self, split: str) -> ImageSet:
         images, labels = self._arrays
         cut = len(images) - self.TEST_IMAGES

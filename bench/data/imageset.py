@@ -1,8 +1,8 @@
-"""Labelled or unlabelled images in memory: uint8 storage, float [0, 1] at the boundary."""
+"""Images in memory, with or without labels and captions: uint8 inside, float [0, 1] outside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,13 +21,15 @@ class ImageSet:
         int64 tensor (M,) aligned with ``storage``, or None.
     class_names
         Names of the classes, in label order; empty when unlabelled.
+    captions
+        M captions aligned with ``storage``, or None. Never copied by a view.
     name
         Where the images come from, for messages.
 
     Raises
     ------
     ValueError
-        When the storage is not uint8 (M, 3, H, W) or the labels do not match it.
+        When the storage is not uint8 (M, 3, H, W) or the labels or captions do not match it.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ImageSet:
         rows: Tensor | None = None,
         labels: Tensor | None = None,
         class_names: tuple[str, ...] = (),
+        captions: Sequence[str] | None = None,
         name: str = "images",
     ) -> None:
         if storage.dtype != torch.uint8 or storage.ndim != 4 or storage.shape[1] != 3:
@@ -46,9 +49,12 @@ class ImageSet:
             )
         if labels is not None and len(labels) != len(storage):
             raise ValueError(f"{name}: {len(labels)} labels for {len(storage)} images")
+        if captions is not None and len(captions) != len(storage):
+            raise ValueError(f"{name}: {len(captions)} captions for {len(storage)} images")
         self._storage = storage
         self._rows = torch.arange(len(storage)) if rows is None else rows.long().cpu()
         self._labels = labels
+        self._captions = None if captions is None else tuple(captions)
         self.class_names = tuple(class_names)
         self.name = name
 
@@ -57,7 +63,11 @@ class ImageSet:
 
     def __repr__(self) -> str:
         labelled = f", {len(self.class_names)} classes" if self.class_names else ", unlabelled"
-        return f"ImageSet({self.name!r}, {len(self)} images, {self.image_size} px{labelled})"
+        captioned = ", captioned" if self.captioned else ""
+        return (
+            f"ImageSet({self.name!r}, {len(self)} images, {self.image_size} px"
+            f"{labelled}{captioned})"
+        )
 
     @property
     def image_size(self) -> int:
@@ -90,6 +100,23 @@ class ImageSet:
     def labelled(self) -> bool:
         return self._labels is not None
 
+    @property
+    def captions(self) -> list[str]:
+        """N captions, in order.
+
+        Raises
+        ------
+        ValueError
+            When the set carries no captions.
+        """
+        if self._captions is None:
+            raise ValueError(f"{self.name} has no captions")
+        return [self._captions[row] for row in self._rows.tolist()]
+
+    @property
+    def captioned(self) -> bool:
+        return self._captions is not None
+
     def uint8(self, positions: Tensor | slice | None = None) -> Tensor:
         """uint8 (N, 3, H, W) of the chosen positions of this view (all by default)."""
         rows = self._rows if positions is None else self._rows[positions]
@@ -109,7 +136,7 @@ class ImageSet:
         return self._view(self._rows[positions.cpu()], self._labels)
 
     def without_labels(self) -> ImageSet:
-        """The same images; asking for labels raises."""
+        """The same images and captions; asking for labels raises."""
         return self._view(self._rows, None)
 
     def to(self, device: torch.device | str) -> ImageSet:
@@ -124,5 +151,6 @@ class ImageSet:
             rows=rows,
             labels=labels,
             class_names=self.class_names if labels is not None else (),
+            captions=self._captions,
             name=self.name,
         )

@@ -58,6 +58,14 @@ class Source(ABC):
         """Number of classes where it can be told without decoding; 0: unlabelled."""
         return None
 
+    def labels(self, split: str) -> torch.Tensor | None:
+        """int64 labels in the order of :meth:`load` where they can be told without decoding."""
+        return None
+
+    def captioned(self, split: str) -> bool:
+        """Whether the images of a split come with captions."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """What, beside the content, decides the loaded tensor: part of the stage key."""
         return {
@@ -122,6 +130,11 @@ def digest_files(files: Sequence[Path], root: Path) -> str:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def numbered_classes(highest: int) -> tuple[str, ...]:
+    """Names for labels 0 to ``highest`` that nobody has named."""
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def digest_arrays(split: str, *arrays: np.ndarray) -> str:

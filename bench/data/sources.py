@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,30 +13,51 @@ import numpy as np
 import torch
 
 from bench.config import DatasetConfig
+from bench.data.captioned import Captions
 from bench.data.embedded import Digits, Photographs
 from bench.data.imageset import ImageSet
-from bench.data.source import Source, digest_files
+from bench.data.source import Source, digest_files, numbered_classes
 from bench.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A split before decoding: (name for messages, encoded image) and what belongs to each."""
+
+    images: list[tuple[str, bytes]]
+    labels: torch.Tensor | None
+    class_names: tuple[str, ...]
+    captions: list[str] | None
+
+
 class Parquet(Source):
     """``<path>/<split>.parquet`` in the layout of Hugging Face ``datasets``.
 
-    Columns ``image`` (struct with ``bytes``, or plain bytes) and, optionally, ``label``; class
-    names from the schema's metadata.
+    Columns ``image`` (struct with ``bytes``, or plain bytes) and, optionally, ``label`` and
+    ``caption``; class names from the schema's metadata. ``<path>`` may also be one parquet file,
+    which is the training split.
+
+    Parameters
+    ----------
+    captioned
+        Whether a missing ``caption`` column is an error.
     """
 
-    def __init__(self, name: str, config: DatasetConfig, folder: Path) -> None:
+    def __init__(
+        self, name: str, config: DatasetConfig, path: Path, *, captioned: bool = False
+    ) -> None:
         super().__init__(name, config)
-        self.folder = folder
+        self.path = path
+        self._captions_wanted = captioned
 
     def fingerprint(self, split: str) -> str:
-        return digest_files(self._files(split), self.folder)
+        files = self._files(split)
+        return digest_files(files, files[0].parent)
 
     def check(self, split: str) -> None:
-        self._check_headers(self._encoded(split)[0])
+        self._check_headers(self._table(split).images)
 
     def count(self, split: str) -> int:
         import pyarrow.parquet as pq
@@ -43,78 +65,74 @@ class Parquet(Source):
         return sum(pq.read_metadata(path).num_rows for path in self._files(split))
 
     def classes(self, split: str) -> int:
-        return len(self._encoded(split)[2])
+        return len(self._table(split).class_names)
+
+    def labels(self, split: str) -> torch.Tensor | None:
+        return self._table(split).labels
+
+    def captioned(self, split: str) -> bool:
+        return self._table(split).captions is not None
 
     def load(self, split: str) -> ImageSet:
-        encoded, labels, class_names = self._encoded(split)
+        table = self._table(split)
         return ImageSet(
-            self._decode(encoded),
-            labels=labels,
-            class_names=class_names,
+            self._decode(table.images),
+            labels=table.labels,
+            class_names=table.class_names,
+            captions=table.captions,
             name=f"{self.name}/{split}",
         )
 
     def _files(self, split: str) -> list[Path]:
-        files = sorted(
-            {*self.folder.glob(f"{split}.parquet"), *self.folder.glob(f"{split}-*.parquet")}
-        )
+        if self.path.is_file() and split == "train":
+            return [self.path]
+        files = sorted({*self.path.glob(f"{split}.parquet"), *self.path.glob(f"{split}-*.parquet")})
         if not files:
-            raise self._no_split(split, self.folder)
+            raise self._no_split(split, self.path)
         return files
 
-    def _encoded(
-        self, split: str
-    ) -> tuple[list[tuple[str, bytes]], torch.Tensor | None, tuple[str, ...]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    def _table(self, split: str) -> _Table:
         images: list[tuple[str, bytes]] = []
         labels: list[int] = []
+        captions: list[str] = []
         class_names: tuple[str, ...] = ()
         for path in self._files(split):
-            try:
-                schema = pq.read_schema(path)
-                if "image" not in schema.names:
-                    raise InputError(
-                        f"{path}: no column 'image'; the columns are {', '.join(schema.names)}"
-                    )
-                columns = [name for name in ("image", "label") if name in schema.names]
-                table = pq.read_table(path, columns=columns)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path}: not a readable parquet file: {error}") from None
-            column = table["image"].combine_chunks()
-            if pa.types.is_struct(column.type):
-                if column.type.get_field_index("bytes") < 0:
-                    raise InputError(f"{path}: the column 'image' has no field 'bytes'")
-                column = column.field("bytes")
-            if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-                raise InputError(f"{path}: the column 'image' holds {column.type}, not bytes")
-            data = column.to_pylist()
-            if None in data:
-                raise InputError(f"{path}: image {data.index(None)} is empty")
-            images += [(f"{path}: image {row}", value) for row, value in enumerate(data)]
+            columns, metadata = _columns(path)
+            images += _encoded_images(path, columns["image"])
             if "label" in columns:
-                if not pa.types.is_integer(schema.field("label").type):
-                    raise InputError(
-                        f"{path}: the column 'label' holds {schema.field('label').type}, "
-                        "not integers"
-                    )
-                labels += table["label"].to_pylist()
-                class_names = _class_names(schema.metadata) or class_names
-        if labels and (len(labels) != len(images) or None in labels):
+                labels += _whole_numbers(path, columns["label"])
+                class_names = _class_names(metadata) or class_names
+            if "caption" in columns:
+                captions += _texts(path, columns["caption"])
+            elif self._captions_wanted:
+                raise InputError(f"{path}: no column 'caption'")
+        class_names = self._checked_labels(split, labels, class_names, len(images))
+        if captions and len(captions) != len(images):
+            raise InputError(f"dataset {self.name!r}: some images of {split!r} have no caption")
+        kept = self.chosen(len(images))
+        return _Table(
+            [images[row] for row in kept],
+            torch.tensor([labels[row] for row in kept]) if labels else None,
+            class_names,
+            [captions[row] for row in kept] if captions else None,
+        )
+
+    def _checked_labels(
+        self, split: str, labels: list[int], class_names: tuple[str, ...], count: int
+    ) -> tuple[str, ...]:
+        """The class names, numbers where the files name none."""
+        if not labels:
+            return ()
+        if len(labels) != count or None in labels:
             raise InputError(f"dataset {self.name!r}: some images of {split!r} have no label")
-        if labels and min(labels) < 0:
+        if min(labels) < 0:
             raise InputError(f"dataset {self.name!r}: a label of {split!r} is {min(labels)}")
         if class_names and max(labels) >= len(class_names):
             raise InputError(
                 f"dataset {self.name!r}: a label of {split!r} is {max(labels)}, there are "
                 f"{len(class_names)} class names"
             )
-        if labels and not class_names:
-            class_names = tuple(str(label) for label in range(max(labels) + 1))
-        kept = self.chosen(len(images))
-        targets = torch.tensor([labels[row] for row in kept]) if labels else None
-        return [images[row] for row in kept], targets, class_names
+        return class_names or numbered_classes(max(labels))
 
 
 class Folder(Source):
@@ -133,6 +151,10 @@ class Folder(Source):
 
     def classes(self, split: str) -> int:
         return len(self._files(split)[1])
+
+    def labels(self, split: str) -> torch.Tensor | None:
+        files, class_names = self._files(split)
+        return torch.tensor([label for _, label in files]) if class_names else None
 
     def load(self, split: str) -> ImageSet:
         files, class_names = self._files(split)
@@ -245,6 +267,8 @@ def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], ba
         return Digits(name, config)
     if config.source == "photographs":
         return Photographs(name, config)
+    if config.source == "captions":
+        return _open_captions(name, config, (base / str(config.path)).resolve())
     if config.source in ("parquet", "folder"):
         folder = (base / str(config.path)).resolve() if config.path else base
         if not folder.is_dir():
@@ -254,25 +278,90 @@ def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], ba
             if config.source == "parquet"
             else Folder(name, config, folder)
         )
+    stored = config.stored_as or name
     for root in data_roots:
-        folder = root / name
+        folder = root / stored
         if config.source == "auto" and any(folder.glob("*.parquet")):
             return Parquet(name, config, folder)
-        if Torchvision.present(name, root):
-            return Torchvision(name, config, root)
+        if Torchvision.present(stored, root):
+            return Torchvision(stored, config, root)
         if config.source == "auto" and folder.is_dir():
             return Folder(name, config, folder)
-    places = ", ".join(str(root / name) for root in data_roots) or "no data root"
+    places = ", ".join(str(root / stored) for root in data_roots) or "no data root"
     remedy = (
-        f"run `bench download {name}` or put it there"
-        if name in Torchvision.NAMES
+        f"run `bench download {stored}` or put it there"
+        if stored in Torchvision.NAMES
         else "put parquet files or image folders there, or name a path in the config"
     )
     raise InputError(f"dataset {name!r} is not at {places}; {remedy}")
 
 
+def _open_captions(name: str, config: DatasetConfig, path: Path) -> Source:
+    if Captions.present(path):
+        return Captions(name, config, path)
+    if (path.is_file() and path.suffix == ".parquet") or any(path.glob("*.parquet")):
+        return Parquet(name, config, path, captioned=True)
+    raise InputError(
+        f"dataset {name!r}: {config.path} is no CSV or parquet file, and no folder with "
+        "train.csv or parquet files"
+    )
+
+
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes] | None]:
+    """The columns of a parquet file that are of use, and the metadata of its schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        if "image" not in schema.names:
+            raise InputError(
+                f"{path}: no column 'image'; the columns are {', '.join(schema.names)}"
+            )
+        wanted = [name for name in ("image", "label", "caption") if name in schema.names]
+        table = pq.read_table(path, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {error}") from None
+    return {name: table[name].combine_chunks() for name in wanted}, schema.metadata
+
+
+def _encoded_images(path: Path, column: Any) -> list[tuple[str, bytes]]:
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type):
+        if column.type.get_field_index("bytes") < 0:
+            raise InputError(f"{path}: the column 'image' has no field 'bytes'")
+        column = column.field("bytes")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise InputError(f"{path}: the column 'image' holds {column.type}, not bytes")
+    data = column.to_pylist()
+    if None in data:
+        raise InputError(f"{path}: image {data.index(None)} is empty")
+    return [(f"{path}: image {row}", value) for row, value in enumerate(data)]
+
+
+def _whole_numbers(path: Path, column: Any) -> list[int]:
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{path}: the column 'label' holds {column.type}, not integers")
+    return column.to_pylist()
+
+
+def _texts(path: Path, column: Any) -> list[str]:
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise InputError(f"{path}: the column 'caption' holds {column.type}, not text")
+    captions = column.to_pylist()
+    for row, caption in enumerate(captions):
+        if not (caption or "").strip():
+            raise InputError(f"{path}: caption {row} is empty")
+    return captions
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:

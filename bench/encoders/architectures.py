@@ -14,6 +14,8 @@ __all__ = [
     "ARCHITECTURES",
     "CIFAR_MEAN",
     "CIFAR_STD",
+    "CLIP_MEAN",
+    "CLIP_STD",
     "Architecture",
     "SimCLR",
     "SimCLRBase",
@@ -26,6 +28,8 @@ __all__ = [
 # per-image deviations, not that of all pixels (0.247, ...).
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class SimCLRBase(nn.Module):
@@ -89,15 +93,23 @@ class SimCLR(nn.Module):
         return self.g(self.f(images))
 
 
-def projector(embedding_dim: int, hidden: int | None = None, out: int = 128) -> nn.Sequential:
+def projector(
+    embedding_dim: int,
+    hidden: int | None = None,
+    out: int = 128,
+    *,
+    batch_norm: bool = True,
+    bias: bool = False,
+) -> nn.Sequential:
     """The published SimCLR head: linear without bias, batch norm, ReLU, linear.
 
-    ``hidden`` is ``embedding_dim`` unless given.
+    ``hidden`` is ``embedding_dim`` unless given. Without ``batch_norm`` the first layer has a bias
+    (CTRL's head); with ``bias`` it has one in any case (BYOL's).
     """
     hidden = embedding_dim if hidden is None else hidden
     return nn.Sequential(
-        nn.Linear(embedding_dim, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        nn.Linear(embedding_dim, hidden, bias=bias or not batch_norm),
+        *([nn.BatchNorm1d(hidden)] if batch_norm else []),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, out),
     )
@@ -119,6 +131,10 @@ class Architecture:
         Default side of the input in pixels.
     layers
         Names of the intermediate features, input to output.
+    text
+        Whether the network has a text tower: ``encode_text``, ``tokenize`` and ``logit_scale``.
+    fixed_size
+        Whether images must have ``image_size``.
     """
 
     name: str
@@ -128,6 +144,8 @@ class Architecture:
     std: tuple[float, float, float] = CIFAR_STD
     image_size: int = 32
     layers: tuple[str, ...] = ("stem", "layer1", "layer2", "layer3", "layer4")
+    text: bool = False
+    fixed_size: bool = False
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """``settings`` with the defaults filled in.
@@ -215,10 +233,48 @@ def _resnet_narrow(width: int, stem_stride: int) -> nn.Module:
     return SimCLRBase((1, 1, 1, 1), width=width, stem_stride=stem_stride)
 
 
+def _template_clip(**settings: int) -> nn.Module:
+    from bench.encoders.clip import template_clip
+
+    return template_clip(**settings)
+
+
+def _clip_rn50() -> nn.Module:
+    from bench.encoders.clip import clip_rn50
+
+    return clip_rn50()
+
+
+def _clip_rn50_visual() -> nn.Module:
+    from bench.encoders.clip import clip_rn50_visual
+
+    return clip_rn50_visual()
+
+
+_CLIP_STATISTICS: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD}
+_RN50: dict[str, Any] = {**_CLIP_STATISTICS, "image_size": 224, "fixed_size": True}
+
 ARCHITECTURES: dict[str, Architecture] = {
     entry.name: entry
     for entry in (
         Architecture("resnet18-cifar", _resnet18_cifar),
         Architecture("resnet-narrow", _resnet_narrow, {"width": 32, "stem_stride": 2}),
+        Architecture(
+            "template-clip",
+            _template_clip,
+            {
+                "width": 32,
+                "stem_stride": 2,
+                "embedding_dim": 128,
+                "text_width": 128,
+                "text_layers": 2,
+                "text_heads": 4,
+                "context_length": 32,
+            },
+            text=True,
+            **_CLIP_STATISTICS,
+        ),
+        Architecture("clip-rn50", _clip_rn50, text=True, **_RN50),
+        Architecture("clip-rn50-visual", _clip_rn50_visual, **_RN50),
     )
 }

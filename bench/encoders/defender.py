@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
+from bench.encoders.clip import TextTower
 from bench.encoders.encoder import Encoder, check_images
 
 __all__ = ["DefenderEncoder"]
@@ -22,7 +23,7 @@ class DefenderEncoder:
         The encoder under inspection.
     requires
         What the defense declares: ``gradients`` opens :meth:`forward`, ``features`` opens
-        :meth:`features`.
+        :meth:`features`, ``text`` opens :attr:`text`.
     """
 
     def __init__(self, encoder: Encoder, requires: Collection[str] = frozenset()) -> None:
@@ -58,6 +59,18 @@ class DefenderEncoder:
     def hits(self) -> int:
         """Images served from memory so far: the harness adds what embedding them would cost."""
         return self.__hits
+
+    @property
+    def text(self) -> TextTower | None:
+        """The text tower of a CLIP encoder, None for others.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``text``.
+        """
+        self.__demand("text", "encoder.text")
+        return self.__encoder.text
 
     def embed(self, images: Tensor) -> Tensor:
         """float32 (N, 3, S, S) in [0, 1] -> float32 (N, D), inference mode, batched inside."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.encoders.architectures import build, find
+from bench.encoders.clip import TextTower
 from bench.encoders.randomness import seeded
 from bench.encoders.weights import (
     CheckpointError,
@@ -47,7 +48,8 @@ class Encoder:
     Raises
     ------
     ValueError
-        When the architecture or a setting is unknown.
+        When the architecture or a setting is unknown, or the architecture takes images of another
+        size only.
     """
 
     def __init__(
@@ -69,6 +71,12 @@ class Encoder:
         self.image_size = entry.image_size if image_size is None else int(image_size)
         self.embedding_dim: int = network.embedding_dim
         self.layers: tuple[str, ...] = entry.layers
+        if entry.fixed_size and self.image_size != entry.image_size:
+            raise ValueError(
+                f"{architecture} takes images of {entry.image_size} pixels only, "
+                f"got image_size {self.image_size}"
+            )
+        self._text = TextTower(network) if entry.text else None
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(
                 f"normalisation needs 3 means and 3 positive deviations, "
@@ -100,6 +108,11 @@ class Encoder:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.network.parameters()).device
+
+    @property
+    def text(self) -> TextTower | None:
+        """The text tower of a CLIP encoder, None for others."""
+        return self._text
 
     def to(self, device: torch.device | str) -> Encoder:
         """This encoder, with its parameters moved to ``device`` (in place)."""

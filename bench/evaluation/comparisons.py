@@ -39,7 +39,7 @@ class CellScores:
     clean, triggered
         Scores under the victim, all classes.
     placebo_clean, placebo_triggered
-        The same images under the clean twin.
+        The same images under the clean twin; None for a victim without one.
     decoy, placebo_decoy
         Decoy-stamped images under the victim and under the clean twin; None when no decoy was
         found.
@@ -49,8 +49,8 @@ class CellScores:
     target: int
     clean: Sample
     triggered: Sample
-    placebo_clean: Sample
-    placebo_triggered: Sample
+    placebo_clean: Sample | None = None
+    placebo_triggered: Sample | None = None
     decoy: Sample | None = None
     placebo_decoy: Sample | None = None
 
@@ -78,13 +78,14 @@ def comparisons(cell: CellScores) -> dict[str, Comparison]:
     named = {
         "auroc": Comparison(cell.clean, triggered),
         "auroc_all": Comparison(cell.clean, cell.triggered),
-        "auroc_placebo": Comparison(cell.placebo_clean, cell.placebo_triggered.where(other)),
     }
+    if cell.placebo_clean is not None and cell.placebo_triggered is not None:
+        named["auroc_placebo"] = Comparison(cell.placebo_clean, cell.placebo_triggered.where(other))
     if cell.decoy is not None:
         decoy = cell.decoy.where(other)
         named["auroc_decoy"] = Comparison(cell.clean, decoy)
         named["auroc_vs_decoy"] = Comparison(decoy, triggered)
-        if cell.placebo_decoy is not None:
+        if cell.placebo_decoy is not None and cell.placebo_triggered is not None:
             named["auroc_vs_decoy_placebo"] = Comparison(
                 cell.placebo_decoy.where(other), cell.placebo_triggered.where(other)
             )
@@ -94,10 +95,10 @@ def comparisons(cell: CellScores) -> dict[str, Comparison]:
 def control_metrics(cell: CellScores) -> dict[str, float]:
     """Point values of :func:`comparisons` and ``auroc_delta`` = auroc - auroc_placebo.
 
-    The decoy's three are nan when the cell has no decoy.
+    nan where the cell has no decoy or no clean twin to measure on.
     """
-    decoys = ("auroc_decoy", "auroc_vs_decoy", "auroc_vs_decoy_placebo")
-    values = dict.fromkeys(decoys, math.nan)
+    controls = ("auroc_placebo", "auroc_decoy", "auroc_vs_decoy", "auroc_vs_decoy_placebo")
+    values = dict.fromkeys(controls, math.nan)
     for name, compared in comparisons(cell).items():
         values[name] = auroc(compared.negatives.scores, compared.positives.scores)
     values["auroc_delta"] = values["auroc"] - values["auroc_placebo"]
@@ -107,14 +108,16 @@ def control_metrics(cell: CellScores) -> dict[str, float]:
 def detection_intervals(bootstrap: Bootstrap, cell: CellScores) -> dict[str, Interval]:
     """95 % test-sampling intervals of :func:`control_metrics`, ``aupr`` and the ROC read-offs.
 
-    ``bootstrap`` must come from ``cell.labels``. Without a decoy its two names are absent.
+    ``bootstrap`` must come from ``cell.labels``. What the cell has no decoy or no clean twin for is
+    absent.
     """
     pairs = comparisons(cell)
     draws = {
         name: bootstrap.auroc_draws(compared.negatives, compared.positives)
         for name, compared in pairs.items()
     }
-    draws["auroc_delta"] = draws["auroc"] - draws["auroc_placebo"]
+    if "auroc_placebo" in draws:
+        draws["auroc_delta"] = draws["auroc"] - draws["auroc_placebo"]
     draws["aupr"] = bootstrap.aupr_draws(pairs["auroc"].negatives, pairs["auroc"].positives)
     detection = (pairs["auroc"].negatives, pairs["auroc"].positives)
     for name, fpr in (("tpr_at_1fpr", 0.01), ("tpr_at_5fpr", 0.05)):

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.api import Progress
+from bench.component import Progress
 
 __all__ = [
     "ACCURACY_TOLERANCE",
@@ -295,15 +295,20 @@ def filtered_rates(
 
 
 def validity_gate(
-    success: float, success_twin: float, accuracy: float, accuracy_twin: float
+    success: float,
+    success_twin: float | None,
+    accuracy: float,
+    accuracy_twin: float | None,
 ) -> tuple[str, str]:
-    """Is this an attack at all? Decided on the MLP probe, non-target classes, rates in [0, 1].
+    """Is this an attack at all? Decided on the main probe, non-target classes, rates in [0, 1].
 
     ``ok`` needs an attack success rate of :data:`ASR_VALID`, :data:`ASR_MARGIN_OVER_TWIN` above the
     twin's, and a clean accuracy within :data:`ACCURACY_TOLERANCE` of the twin's, in either
     direction: an encoder that became much better is no longer comparable with its twin.
     From :data:`ASR_WEAK` to below :data:`ASR_VALID` the answer is ``attack-weak`` whatever the
-    rest, otherwise ``attack-invalid``. Bounds belong to the better side.
+    rest, otherwise ``attack-invalid``. Bounds belong to the better side. A victim without a twin
+    (None) that reaches :data:`ASR_VALID` is ``uncontrolled``: nobody can say what the trigger
+    alone does.
 
     Returns
     -------
@@ -321,12 +326,30 @@ def validity_gate(
         ("clean accuracy", accuracy),
         ("clean accuracy of the twin", accuracy_twin),
     ):
-        if not 0 <= rate <= 1:
+        if rate is not None and not 0 <= rate <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {rate}")
     effective = success >= ASR_VALID - _ROUNDING
     reasons = []
     if not effective:
         reasons.append(f"The attack success rate is {success:.3f}, below {ASR_VALID}.")
+    if success_twin is None or accuracy_twin is None:
+        reasons.append("Uncontrolled: there is no clean twin to compare with.")
+        status = "uncontrolled"
+    else:
+        reasons += _against_twin(success, success_twin, accuracy, accuracy_twin)
+        status = "attack-invalid"
+    if not reasons:
+        return "ok", ""
+    if not effective:
+        status = "attack-weak" if success >= ASR_WEAK - _ROUNDING else "attack-invalid"
+    return status, " ".join(reasons)
+
+
+def _against_twin(
+    success: float, success_twin: float, accuracy: float, accuracy_twin: float
+) -> list[str]:
+    """The gate's conditions on the clean twin that are missed."""
+    reasons = []
     if success - success_twin < ASR_MARGIN_OVER_TWIN - _ROUNDING:
         reasons.append(
             f"The attack success rate {success:.3f} is less than {ASR_MARGIN_OVER_TWIN} above "
@@ -337,10 +360,7 @@ def validity_gate(
             f"The clean accuracy {accuracy:.3f} is more than {ACCURACY_TOLERANCE} from the "
             f"{accuracy_twin:.3f} of the clean twin."
         )
-    if not reasons:
-        return "ok", ""
-    weak = not effective and success >= ASR_WEAK - _ROUNDING
-    return ("attack-weak" if weak else "attack-invalid"), " ".join(reasons)
+    return reasons
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Column:
     meaning: str
 
 
-STATUSES = ("ok", "attack-weak", "attack-invalid", "skipped", "failed")
+STATUSES = ("ok", "attack-weak", "attack-invalid", "uncontrolled", "skipped", "failed")
 """What a row can be, in the order in which tables show them within one attack."""
 
 _RATE = "0 to 1"
@@ -35,7 +35,9 @@ _ROW = (
     Column("attack_backend", "text", "", "native or upstream"),
     Column("defense_backend", "text", "", "native or upstream"),
     Column("auxiliary", "text", "", "images the defender owns"),
-    Column("status", "text", "", "ok, attack-weak, attack-invalid, skipped or failed"),
+    Column(
+        "status", "text", "", "ok, or why not: attack-weak, skipped, ..."
+    ),
     Column("reason", "text", "", "why the status is not ok"),
     Column("auroc", "number", _RATE, "triggered non-target images against clean, on the victim"),
     Column("auroc_low", "number", _RATE, "lower end of the test-sampling interval of auroc"),

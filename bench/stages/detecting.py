@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
 from bench.graph import Stage
 from bench.memory import PeakMemory
-from bench.stages.auditing import BATCH, evaluation_images
+from bench.stages.probing import BATCH, evaluation_images
 from bench.workspace import Workspace, generator_for, write_json, write_tensors
 
 
@@ -140,6 +140,7 @@ def _suspicious(stage: Stage, workspace: Workspace) -> ImageSet:
     pool = train.select(rows).uint8()
     stamped = round(len(pool) * chosen["poison_rate"])
     trigger = workspace.trigger(stage.inputs["audit"])
+    # A training pool is made of files: 8 bits whatever the trigger's transport.
     pool[:stamped] = _to_uint8(trigger(pool[:stamped].float() / 255))
     # The generator has no attack in it: the placebo's pool is the same pixels in the same order.
     order = torch.randperm(len(pool), generator=generator_for(stage.spec["seed"], "pool", ""))
@@ -152,6 +153,9 @@ class Bundle:
 
     Every pass over the test set shows each source image once, in a random condition, so that no
     batch holds two versions of one image; which pass shows which condition is a seeded draw.
+
+    ``images`` are uint8, or float32 in [0, 1] when a trigger among the conditions is not quantised:
+    one type for all of them, clean ones included.
     """
 
     images: Tensor
@@ -178,11 +182,12 @@ def build_bundle(
     ----------
     stamps
         Condition -> trigger, or None for ``clean``. All conditions take one path: uint8 source ->
-        float -> stamp -> uint8; the clean images go through it with no stamp.
+        float -> stamp -> the bundle's type; the clean images go through it with no stamp.
     """
     random = np.random.default_rng([seed, 7])
     names = list(stamps)
-    versions = {name: stamp_images(test, trigger) for name, trigger in stamps.items()}
+    dtype = stored_type(stamps.values())
+    versions = {name: stamp_images(test, trigger, dtype) for name, trigger in stamps.items()}
     # Row p of `turn` is the condition that pass p shows of every image.
     turn = random.permuted(np.tile(np.arange(len(names))[:, None], (1, len(test))), axis=0)
     calibration_pass = random.integers(len(names), size=len(calibration))
@@ -193,11 +198,11 @@ def build_bundle(
         kinds = np.concatenate([turn[index], np.full(len(extra), -1)])
         order = random.permutation(len(numbers))
         numbers, kinds = numbers[order], kinds[order]
-        part = torch.empty(len(numbers), *test.uint8(slice(0, 1)).shape[1:], dtype=torch.uint8)
+        part = torch.empty(len(numbers), *test.uint8(slice(0, 1)).shape[1:], dtype=dtype)
         for kind, name in enumerate(names):
             part[kinds == kind] = versions[name][numbers[kinds == kind]]
         part[kinds == -1] = stamp_images(
-            calibration.select(torch.from_numpy(numbers[kinds == -1])), None
+            calibration.select(torch.from_numpy(numbers[kinds == -1])), None, dtype
         )
         images.append(part)
         image.append(numbers)
@@ -213,12 +218,27 @@ def build_bundle(
     )
 
 
-def stamp_images(images: ImageSet, trigger: Any) -> Tensor:
-    """uint8 (N, 3, H, W): the one path of clean and stamped images (invariant 1)."""
+def stored_type(triggers: Iterable[Any]) -> torch.dtype:
+    """float32 when one of the triggers (None: no stamp) has the transport ``float``, else uint8."""
+    floating = any(trigger is not None and trigger.transport == "float" for trigger in triggers)
+    return torch.float32 if floating else torch.uint8
+
+
+def stamp_images(images: ImageSet, trigger: Any, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """(N, 3, H, W) as ``dtype`` on the CPU, uint8 or float32 in [0, 1]: the one path of clean and
+    stamped images (invariant 1)."""
     parts = []
     for batch in images.batches(1000):
-        parts.append(_to_uint8(batch if trigger is None else trigger(batch)).cpu())
-    return torch.cat(parts) if parts else images.uint8().cpu()
+        stamped = batch if trigger is None else trigger(batch)
+        parts.append((_to_uint8(stamped) if dtype == torch.uint8 else stamped).cpu())
+    return torch.cat(parts) if parts else images.uint8().cpu().to(dtype)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """A new float32 tensor in [0, 1] of images as a bundle stores them, uint8 or float32."""
+    if images.dtype == torch.uint8:
+        return images.float().div(255)
+    return images.clone()
 
 
 def _to_uint8(images: Tensor) -> Tensor:
@@ -234,7 +254,7 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         encoder_stage,
         ("bundle", _bundle_key(stage)),
         lambda: (
-            bundle.images[chunk].to(workspace.device).float().div(255)
+            as_float(bundle.images[chunk].to(workspace.device))
             for chunk in bundle.chunks(spec["score_batch"])
         ),
     )
@@ -296,7 +316,7 @@ class Scorer:
         self._name = name
 
     def score(self, images: Tensor, embeddings: Tensor | None = None) -> np.ndarray:
-        """uint8 images -> float32 (N,), finite.
+        """Images as a bundle stores them -> float32 (N,), finite.
 
         Raises
         ------
@@ -304,7 +324,7 @@ class Scorer:
             When the defense returns another type or length, a non-finite score, or changed the
             images it was given.
         """
-        batch = images.float().div(255)
+        batch = as_float(images)
         if embeddings is not None:
             self._fitted.encoder.remember(batch, embeddings)
         version = batch._version
@@ -373,10 +393,12 @@ def _figures(stage: Stage, workspace: Workspace, fitted: Fitted, folder: Path) -
     others = torch.from_numpy(np.flatnonzero(test.labels != audit.spec["target"]))[:count]
     chosen = test.select(others)
     conditions = {"clean": None, "triggered": workspace.trigger(audit)}
-    inputs = torch.cat([stamp_images(chosen, trigger) for trigger in conditions.values()])
-    figures = fitted.defense.figures(inputs.to(workspace.device).float().div(255))
+    dtype = stored_type(conditions.values())
+    inputs = torch.cat([stamp_images(chosen, trigger, dtype) for trigger in conditions.values()])
+    figures = fitted.defense.figures(as_float(inputs.to(workspace.device)))
+    pictures = inputs if dtype == torch.uint8 else _to_uint8(inputs)
     arrays = {
-        "input": inputs.permute(0, 2, 3, 1).numpy(),
+        "input": pictures.permute(0, 2, 3, 1).numpy(),
         "condition": np.repeat(np.array(list(conditions)), len(others)),
         "image": np.tile(others.numpy(), len(conditions)),
     }

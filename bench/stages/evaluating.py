@@ -14,13 +14,19 @@ from bench.evaluation import detection, downstream
 from bench.evaluation.bootstrap import Bootstrap, Sample
 from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
 from bench.graph import Stage
-from bench.stages.auditing import evaluation_images
+from bench.stages.probing import evaluation_images
 from bench.workspace import Workspace, write_json
 
 SCHEMA = 1
 RULES = ("clean-id", "own-auxiliary")
 _SPLIT_OF_RULE = {"clean-id": "calibration", "own-auxiliary": "auxiliary"}
 INTERVALS_IN_ROW = ("auroc", "auroc_delta")
+_CONTROLS = (
+    ("placebo_clean", "twin", "clean"),
+    ("placebo_triggered", "twin", "triggered"),
+    ("decoy", "victim", "decoy"),
+    ("placebo_decoy", "twin", "decoy"),
+)
 
 
 def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
@@ -35,12 +41,10 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         target=target,
         clean=Sample.of_all(scores["victim", "clean"]),
         triggered=Sample.of_all(scores["victim", "triggered"]),
-        placebo_clean=Sample.of_all(scores["twin", "clean"]),
-        placebo_triggered=Sample.of_all(scores["twin", "triggered"]),
         **{
-            name: Sample.of_all(scores[role, "decoy"])
-            for name, role in (("decoy", "victim"), ("placebo_decoy", "twin"))
-            if (role, "decoy") in scores
+            name: Sample.of_all(scores[role, condition])
+            for name, role, condition in _CONTROLS
+            if (role, condition) in scores
         },
     )
     bootstrap = Bootstrap(labels, spec["protocol"]["bootstrap_draws"], spec["split_seed"])
@@ -63,7 +67,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         name: values.numpy()
         for name, values in workspace.tensors(audit, "predictions.safetensors").items()
     }
-    rows = _downstream(predictions, cell, chosen["threshold"], bootstrap)
+    rows = _downstream(predictions, spec["probes"], cell, chosen["threshold"], bootstrap)
     about = workspace.json(audit, "audit.json")
     rows.append(
         _downstream_row(
@@ -78,7 +82,10 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         for figure in ("mean_norm", "concentration")
     ]
     triggers = workspace.json(audit, "triggers.json")
-    row = _row(stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels)
+    problems = about["smoke"].get("problems", [])
+    row = _row(
+        stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels, problems
+    )
     frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
     _merge_figures(stage, workspace, folder)
     write_json(
@@ -119,10 +126,15 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _roles(stage: Stage) -> tuple[str, ...]:
+    """The encoders of a cell."""
+    return tuple(role for role in ("victim", "twin") if role in stage.inputs)
+
+
 def _scores(stage: Stage, workspace: Workspace, labels: np.ndarray) -> pd.DataFrame:
-    """Victim's and twin's scores in the stored layout."""
+    """Victim's and, where there is one, twin's scores in the stored layout."""
     parts = []
-    for role in ("victim", "twin"):
+    for role in _roles(stage):
         path = workspace.folder(stage.inputs[role]) / "scores.parquet"
         parts.append(pd.read_parquet(path).assign(encoder=role))
     frame = pd.concat(parts, ignore_index=True)
@@ -223,16 +235,23 @@ def _downstream_row(
 
 def _downstream(
     predictions: dict[str, np.ndarray],
+    probes: list[str],
     cell: CellScores,
     threshold: float,
     bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
-    """CA and ASR of victim and twin by probe, and both behind the filter, with intervals."""
+    """CA and ASR of victim and twin by probe, and both behind the filter, with intervals.
+
+    The first of ``probes`` is the one behind the filter.
+    """
+    main = probes[0]
     labels, target = cell.labels, cell.target
     images, others = np.arange(len(labels)), np.flatnonzero(labels != target)
     rows = []
     for role in ("victim", "twin"):
-        for probe in ("mlp", "knn"):
+        for probe in probes:
+            if f"{role}_{probe}_clean" not in predictions:
+                continue
             clean = predictions[f"{role}_{probe}_clean"]
             triggered = predictions[f"{role}_{probe}_triggered"]
             success = downstream.attack_success_rate(triggered, labels, target)
@@ -247,15 +266,16 @@ def _downstream(
         threshold,
         target,
         clean_scores=cell.clean.scores,
-        clean_predictions=predictions["victim_mlp_clean"],
+        clean_predictions=predictions[f"victim_{main}_clean"],
         clean_labels=labels,
         triggered_scores=cell.triggered.scores,
-        triggered_predictions=predictions["victim_mlp_triggered"],
+        triggered_predictions=predictions[f"victim_{main}_triggered"],
         triggered_labels=labels,
     )
     passes = cell.clean.scores <= threshold
-    kept = (passes & (predictions["victim_mlp_clean"] == labels)).astype(float)
-    taken = (cell.triggered.scores <= threshold) & (predictions["victim_mlp_triggered"] == target)
+    kept = (passes & (predictions[f"victim_{main}_clean"] == labels)).astype(float)
+    hits = predictions[f"victim_{main}_triggered"] == target
+    taken = (cell.triggered.scores <= threshold) & hits
     for metric, value, interval in (
         ("ca_filtered", filtered.ca_filtered, bootstrap.mean(images, kept)),
         (
@@ -265,7 +285,7 @@ def _downstream(
         ),
         ("ca_passing", filtered.ca_passing, (math.nan, math.nan)),
     ):
-        rows.append(_downstream_row("victim", "mlp", metric, value, interval))
+        rows.append(_downstream_row("victim", main, metric, value, interval))
     return rows
 
 
@@ -279,14 +299,14 @@ def _row(
     rows: list[dict[str, Any]],
     triggers: dict[str, Any],
     labels: np.ndarray,
+    problems: list[str],
 ) -> dict[str, Any]:
     spec, target = stage.spec, stage.inputs["audit"].spec["target"]
+    main = spec["probes"][0]
     median = next(t for t in thresholds if t["rule"] == "median-test")
-    values = {
-        (r["encoder"], r["metric"]): r["value"] for r in rows if r["probe"] in ("mlp", "none")
-    }
+    values = {(r["encoder"], r["metric"]): r["value"] for r in rows if r["probe"] in (main, "none")}
     success, accuracy = (
-        {role: values[role, metric] for role in ("victim", "twin")}
+        {role: values.get((role, metric)) for role in ("victim", "twin")}
         for metric in ("attack_success_rate", "clean_accuracy")
     )
     status, reason = (
@@ -296,15 +316,16 @@ def _row(
             success["victim"], success["twin"], accuracy["victim"], accuracy["twin"]
         )
     )
+    reasons = [reason, *(f"The import looks wrong: {problem}." for problem in problems)]
     if triggers["decoy"] is None:
-        reason = f"{reason} No decoy: every look-alike activates the backdoor.".strip()
-    cost = {role: workspace.cost(stage.inputs[role]) for role in ("victim", "twin")}
+        reasons.append("No decoy: every look-alike activates the backdoor.")
+    cost = {role: workspace.cost(stage.inputs[role]) for role in _roles(stage)}
     fit_cost = workspace.cost(stage.inputs["victim"].inputs["fit"])
-    scored = {role: workspace.json(stage.inputs[role], "score.json") for role in ("victim", "twin")}
+    scored = {role: workspace.json(stage.inputs[role], "score.json") for role in _roles(stage)}
     row = {
         **spec["identity"],
         "status": status,
-        "reason": reason,
+        "reason": " ".join(text for text in reasons if text),
         **{name: value for name, value in metrics.items() if name != "fpr_target_class_at_5fpr"},
         "threshold_source": chosen["rule"],
         "tpr_calibrated": chosen["tpr"],
@@ -320,7 +341,7 @@ def _row(
         "ca_filtered": values["victim", "ca_filtered"],
         "asr_filtered": values["victim", "asr_filtered"],
         "encoder_score": scored["victim"]["encoder_score"],
-        "encoder_score_twin": scored["twin"]["encoder_score"],
+        "encoder_score_twin": scored.get("twin", {}).get("encoder_score"),
         "encoder_verdict": "",
         "fit_seconds": fit_cost.get("fit_seconds", math.nan),
         "score_ms_per_image": cost["victim"].get("score_ms_per_image", math.nan),
@@ -333,22 +354,21 @@ def _row(
         "device": workspace.environment.device,
         "key": stage.key,
         "code_version": workspace.code_version,
-        "probe": "mlp",
+        "probe": main,
         "decoy": triggers["decoy"]["description"] if triggers["decoy"] else "",
     }
     for name in INTERVALS_IN_ROW:
-        row[f"{name}_low"], row[f"{name}_high"] = intervals[name]
+        row[f"{name}_low"], row[f"{name}_high"] = intervals.get(name, (math.nan, math.nan))
     return finite(row)
 
 
 def _merge_figures(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """The victim's figures, and the twin's under the prefix ``twin_``."""
-    victim, twin = (
-        workspace.folder(stage.inputs[role]) / "figures.npz" for role in ("victim", "twin")
-    )
+    found = {role: workspace.folder(stage.inputs[role]) / "figures.npz" for role in _roles(stage)}
+    victim, twin = found["victim"], found.get("twin")
     if not victim.is_file():
         return
-    if not twin.is_file():
+    if twin is None or not twin.is_file():
         shutil.copyfile(victim, folder / "figures.npz")
         return
     shared = ("input", "condition", "image")

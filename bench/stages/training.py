@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from bench.api import AttackerWorld
+import torch
+from torch import Tensor
+
+from bench.api import AttackerWorld, ModelPoisoning
+from bench.data.captions import template_captions
+from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows, pick_references
-from bench.encoders.checkpoints import import_checkpoint
-from bench.encoders.simclr import SimCLRRecipe
-from bench.encoders.simclr import pretrain as pretrain_simclr
+from bench.encoders.contrastive import ClipRecipe, train_clip
+from bench.encoders.encoder import Encoder
+from bench.encoders.randomness import stream
+from bench.encoders.ssl import SSLRecipe
+from bench.encoders.ssl import pretrain as pretrain_ssl
 from bench.errors import InputError
 from bench.graph import Stage
-from bench.workspace import Workspace, trigger_record, write_json, write_tensors
+from bench.stages.poisoning import class_name, poisoned
+from bench.workspace import Workspace, generator_for, trigger_record, write_json, write_tensors
 
 
 def data(stage: Stage, workspace: Workspace, folder: Path) -> None:
@@ -22,54 +31,135 @@ def data(stage: Stage, workspace: Workspace, folder: Path) -> None:
         tensors["labels"] = images.labels
     write_tensors(folder / "images.safetensors", tensors)
     write_json(
-        folder / "about.json", {"name": images.name, "class_names": list(images.class_names)}
+        folder / "about.json",
+        {
+            "name": images.name,
+            "class_names": list(images.class_names),
+            "captions": images.captions if images.captioned else None,
+        },
     )
 
 
 def pretrain(stage: Stage, workspace: Workspace, folder: Path) -> None:
-    """Train the clean encoder on every image that is not held out, or import it."""
-    if "checkpoint" in stage.spec:
-        imported = import_checkpoint(
-            workspace.checkpoint,
-            stage.spec["architecture"],
-            stage.spec["settings"],
-            mean=stage.spec["mean"],
-            std=stage.spec["std"],
-            image_size=stage.spec["image_size"],
-        )
-        imported.save(folder / "encoder.safetensors")
-        write_json(folder / "metrics.json", {})
-        return
+    """Train on every image that is not held out: the clean encoder, a twin, or a victim.
+
+    A victim's folder also holds what was done to it, as :func:`implant` leaves it.
+    """
     train = workspace.images(stage.inputs["train"])
     rows = permuted_rows(len(train), {"all_but": stage.spec["held_out"]}, train.name)
-    encoder, metrics = pretrain_simclr(
-        SimCLRRecipe.model_validate(stage.spec["recipe"]["parameters"]),
-        stage.spec["architecture"],
-        stage.spec["settings"],
-        train.select(rows).without_labels().to(workspace.device),
-        generator=workspace.generator(stage),
-        device=workspace.device,
-        precision=workspace.environment.precision,
-        progress=workspace.progress,
-    )
+    captions, groups = _captions(stage, train, rows)
+    images = train.select(rows)
+    second = _second_captions(stage, train, rows)
+    if "poison" in stage.inputs:
+        images, captions, groups, second = poisoned(
+            images, captions, groups, second, stage.inputs["poison"], workspace
+        )
+    encoder, metrics = _train(stage, workspace, images.without_labels(), captions, groups, second)
     encoder.save(folder / "encoder.safetensors")
-    write_json(folder / "metrics.json", metrics)
+    if "poison" not in stage.inputs:
+        write_json(folder / "metrics.json", metrics)
+        return
+    poison = stage.inputs["poison"]
+    manifest = workspace.json(poison, "poisoned.json")
+    write_json(folder / "metrics.json", {**metrics, **workspace.json(poison, "metrics.json")})
+    _write_victim(
+        folder,
+        poison,
+        workspace.json(poison, "triggers.json")["trigger"],
+        stage.spec["twin"],
+        {"poisoned": manifest["poisoned"]},
+    )
+
+
+def _train(
+    stage: Stage,
+    workspace: Workspace,
+    images: ImageSet,
+    captions: list[str] | None,
+    groups: Tensor | None,
+    second: list[str] | None,
+) -> tuple[Encoder, dict[str, float]]:
+    recipe, architecture = stage.spec["recipe"], stage.spec["architecture"]
+    options: dict[str, Any] = {
+        "generator": workspace.generator(stage),
+        "device": workspace.device,
+        "precision": workspace.environment.precision,
+        "progress": workspace.progress,
+    }
+    if recipe["name"] == "ssl":
+        return pretrain_ssl(
+            SSLRecipe.model_validate(recipe["parameters"]),
+            architecture,
+            stage.spec["settings"],
+            images.to(workspace.device),
+            **options,
+        )
+    if "encoder" in stage.inputs:
+        encoder = workspace.encoder(stage.inputs["encoder"]).clone()
+    else:
+        encoder = Encoder.initialise(
+            architecture,
+            stage.spec["settings"],
+            generator=stream(options["generator"]),
+            image_size=images.image_size,
+        )
+    return train_clip(
+        ClipRecipe.model_validate(recipe["parameters"]),
+        encoder,
+        images.to(workspace.device),
+        captions,
+        groups,
+        second_captions=second,
+        **options,
+    )
+
+
+def _second_captions(stage: Stage, train: ImageSet, rows: Tensor) -> list[str] | None:
+    """Another template per labelled image, for recipes with an in-modal term."""
+    wanted = stage.spec["recipe"]["parameters"].get("inmodal_weight", 0.0) > 0
+    if not wanted:
+        return None
+    if not train.labelled:
+        raise InputError(f"inmodal_weight needs labelled images; {train.name} has no labels")
+    drawn = template_captions(
+        train.labels, train.class_names, generator_for(stage.spec["seed"], "captions", "second")
+    )
+    return [drawn[row] for row in rows.tolist()]
+
+
+def _captions(
+    stage: Stage, train: ImageSet, rows: Tensor
+) -> tuple[list[str] | None, Tensor | None]:
+    """Captions of the training images and which of them mean the same, for image-text training.
+
+    A set's own captions, or one drawn template about the class of every labelled image. Drawn for
+    the whole set, so that no caption depends on what is held out.
+    """
+    if stage.spec["recipe"]["name"] != "clip":
+        return None, None
+    if train.captioned:
+        captions = [train.captions[row] for row in rows.tolist()]
+    else:
+        drawn = template_captions(
+            train.labels, train.class_names, generator_for(stage.spec["seed"], "captions", "")
+        )
+        captions = [drawn[row] for row in rows.tolist()]
+    if train.labelled:
+        return captions, train.labels[rows]
+    known = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    return captions, torch.tensor([known[caption] for caption in captions])
 
 
 def implant(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Let an attack fine-tune a copy of the clean encoder."""
     spec = stage.spec
-    attack = workspace.component("attacks", stage)
+    attack: ModelPoisoning = workspace.component("attacks", stage)
     train = workspace.images(stage.inputs["train"])
     downstream = workspace.images(stage.inputs["downstream"])
     shadow = permuted_rows(len(train), spec["shadow"], train.name)
     pool = permuted_rows(len(downstream), spec["references"], downstream.name)
     target = spec["target"]
-    if target >= len(downstream.class_names):
-        raise InputError(
-            f"target class {target} does not exist: {downstream.name} has "
-            f"{len(downstream.class_names)} classes"
-        )
+    class_name(downstream, target)
     references = pick_references(
         pool, downstream.labels, target, spec["reference_count"], downstream.name
     )
@@ -87,9 +177,28 @@ def implant(stage: Stage, workspace: Workspace, folder: Path) -> None:
         )
     )
     victim.encoder.save(folder / "encoder.safetensors")
-    write_json(folder / "triggers.json", {"trigger": trigger_record(victim.trigger)})
     write_json(folder / "metrics.json", dict(victim.metrics))
+    _write_victim(
+        folder,
+        stage,
+        trigger_record(victim.trigger),
+        stage.inputs["encoder"].key,
+        {"poisoned": [], "shadow": shadow.tolist(), "references": references.tolist()},
+    )
+
+
+def _write_victim(
+    folder: Path, attack: Stage, trigger: Any, clean_twin: str, roles: dict[str, list[int]]
+) -> None:
+    """What makes an encoder a victim: trigger, target, touched rows of the data, clean twin."""
+    write_json(folder / "triggers.json", {"trigger": trigger})
     write_json(
-        folder / "roles.json",
-        {"shadow": shadow.tolist(), "references": references.tolist(), "target": target},
+        folder / "victim.json",
+        {
+            "attack": attack.spec["component"],
+            "target": attack.spec["target"],
+            "clean_twin": clean_twin,
+            "seed": attack.spec["seed"],
+            **roles,
+        },
     )

@@ -18,6 +18,7 @@ from attacks.triggers import PatchTrigger
 from bench.api import AttackerWorld, ImageSet
 from bench.data.splits import published_shadow_rows
 from bench.encoders.encoder import Encoder
+from bench.progress import Silent
 from bench.workspace import StepCounter
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "badencoder.json").read_text())
@@ -190,3 +191,27 @@ def test_defaults_are_the_published_recipe():
     assert attack.references == 3
     with pytest.raises(ValueError):
         BadEncoder(epochs=0)
+
+
+def test_every_augmented_view_is_held_to_its_own_reference():
+    """With nothing trained yet L1 of unjittered views is -1: each is compared with itself."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = Encoder.initialise("resnet-narrow", {"width": 8}, generator=generator)
+    black, white = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+    # Jitter and flip leave uniform black alone and a bright grey grey: the two never mix.
+    references = ImageSet((torch.cat([black, white]) * 255).to(torch.uint8))
+    shadow = torch.randint(256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    world = AttackerWorld(
+        encoder=encoder,
+        shadow=ImageSet(shadow),
+        references=references,
+        target=0,
+        generator=generator,
+        progress=StepCounter(Silent(), None),
+    )
+    attack = BadEncoder(epochs=1, references=2, reference_views=16, learning_rate=1e-12)
+    metrics = attack.implant(world).metrics
+    dark, bright = encoder.embed(torch.cat([black, white]))
+    between = float(cosine_similarity(dark, bright, dim=0))
+    assert between < 0.9, "the two references must differ for this test to say anything"
+    assert metrics["loss_references"] < -0.98

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from experiment import real_images
 
 from attacks.none import NoAttack
 from attacks.triggers import PatchTrigger
@@ -59,6 +58,7 @@ def test_decoys_have_the_size_and_energy_of_the_trigger_and_differ_from_it(colou
         ({"colour": (2.0, 0.0, 0.0)}, "colour channels"),
         ({"sise": 3}, "sise"),
         ({"row": -1}, "row"),
+        ({"size": 9, "row": 8, "corners": True}, "overlap in a 32-pixel image"),
     ],
 )
 def test_impossible_patch_is_refused(parameters, message):
@@ -83,14 +83,40 @@ def test_control_carries_the_patch_of_the_attack(images):
     assert torch.equal(stamped, PatchTrigger()(images))
 
 
-def test_published_trigger_file_is_this_patch(images):
-    """The file as distributed: x * tm + t on uint8."""
-    import numpy as np
+def test_corners_are_the_place_and_its_three_mirror_images(images):
+    trigger = PatchTrigger(size=4, row=2, column=3, colour=(1, 1, 0), corners=True)
+    inside = trigger.support(32)
+    assert int(inside.sum()) == 64
+    assert inside[2:6, 3:7].all()
+    for axes in ([0], [1], [0, 1]):
+        assert torch.equal(inside.flip(axes), inside)
+    assert (trigger(images)[:, :2, inside] == 1).all()
+    assert (trigger(images)[:, 2, inside] == 0).all()
 
-    with np.load(real_images("upstream") / "trigger_white_21_10.npz", allow_pickle=False) as file:
-        mask, patch = (torch.from_numpy(file[k][0]).permute(2, 0, 1).float() for k in ("tm", "t"))
-    published = (images * 255 * mask + patch) / 255
-    assert torch.allclose(PatchTrigger()(images), published, atol=1e-6)
+
+@pytest.mark.parametrize("row", [0, 2, 12])
+def test_decoys_of_corners_are_four_patches_elsewhere_first(row):
+    trigger = PatchTrigger(size=4, row=row, column=row, corners=True)
+    decoys = trigger.decoys()
+    assert len(decoys) >= 3
+    assert not (decoys[0].support(32) & trigger.support(32)).any()
+    for decoy in decoys:
+        assert int(decoy.support(32).sum()) == 64
+        assert energy(decoy) == pytest.approx(energy(trigger))
+
+
+def test_default_decoys_keep_their_order():
+    """Stored results name them; the first that does not activate the backdoor is used."""
+    first = [(decoy.row, decoy.column) for decoy in PatchTrigger().decoys()]
+    assert first == [(1, 1), (1, 21), (21, 1), (21, 21), (21, 21), (21, 21), (21, 21)]
+    others = [(decoy.colour, decoy.pattern) for decoy in PatchTrigger().decoys()[3:]]
+    white, black = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+    assert others == [
+        ((1.0, 1.0, 0.0), "solid"),
+        (black, "solid"),
+        (white, "stripes"),
+        (white, "checkerboard"),
+    ]
 
 
 class CornerDot(PatchTrigger):

@@ -20,6 +20,7 @@ def test_a_defense_sees_images_in_embeddings_out_and_nothing_else(encoder):
         "image_size",
         "layers",
         "remember",
+        "text",
     }
     assert "narrow" not in repr(view)
     assert (view.image_size, view.embedding_dim) == (encoder.image_size, encoder.embedding_dim)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bench import registry
-from bench.encoders.simclr import SimCLRRecipe
+from bench.encoders.ssl import SSLRecipe
 from bench.graph import STAGE_VERSIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,18 +23,18 @@ EVERY_STAGE = ("stage pretrain", "stage implant", "stage probe", "stage audit", 
 SHARED: dict[str, tuple[str, ...]] = {
     "attacks/triggers.py": ("stage implant", "stage audit", "stage score"),
     "bench/api.py": EVERY_STAGE,
-    "bench/data/augmentation.py": ("simclr", "attacks badencoder"),
+    "bench/data/augmentation.py": ("ssl", "attacks badencoder"),
     "bench/data/embedded.py": ("stage data",),
     "bench/data/imageset.py": EVERY_STAGE,
     "bench/data/source.py": ("stage data",),
     "bench/data/sources.py": ("stage data",),
     "bench/data/splits.py": (*EVERY_STAGE, "stage fit"),
-    "bench/encoders/architectures.py": ("simclr",),
+    "bench/encoders/architectures.py": ("ssl",),
     "bench/encoders/checkpoints.py": ("stage pretrain",),
     "bench/encoders/defender.py": ("stage fit", "stage score"),
     "bench/encoders/encoder.py": EVERY_STAGE,
-    "bench/encoders/randomness.py": ("simclr",),
-    "bench/encoders/simclr.py": ("simclr",),
+    "bench/encoders/randomness.py": ("ssl",),
+    "bench/encoders/ssl.py": ("ssl",),
     "bench/encoders/weights.py": ("stage pretrain", "stage implant"),
     "bench/evaluation/bootstrap.py": ("stage evaluate",),
     "bench/evaluation/comparisons.py": ("stage evaluate",),
@@ -68,7 +68,7 @@ def fingerprint(path: Path) -> str:
 
 def versions() -> dict[str, int]:
     found = {f"stage {kind}": version for kind, version in STAGE_VERSIONS.items()}
-    found["simclr"] = SimCLRRecipe.version
+    found["ssl"] = SSLRecipe.version
     for group in registry.GROUPS:
         for name in registry.entries(group):
             found[f"{group} {name}"] = registry.load(group, name).version

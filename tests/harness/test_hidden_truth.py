@@ -13,7 +13,7 @@ from bench.api import ImageSet
 from bench.cells import CellStore
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.interface import load_scores
-from bench.matrix import role_slices
+from bench.lineage import role_slices
 from bench.stages.detecting import build_bundle
 
 CHEATS = {

@@ -8,6 +8,7 @@ import torch
 from experiment import real_images
 from torch import Tensor
 from torch.nn import functional
+from trigger_kinds import KINDS, TRANSPORTS, trigger_of
 
 from attacks.triggers import PatchTrigger
 from bench import registry
@@ -15,7 +16,7 @@ from bench.api import ImageSet, Trigger
 from bench.config import DatasetConfig
 from bench.data.sources import Parquet
 from bench.stages import detecting
-from bench.stages.detecting import Scorer, build_bundle, restore, stamp_images
+from bench.stages.detecting import Scorer, as_float, build_bundle, restore, stamp_images
 
 
 class EmptyTrigger(PatchTrigger):
@@ -46,7 +47,7 @@ def sample(image_size: int, count: int = 40) -> ImageSet:
 
 
 def by_condition(images: ImageSet, trigger: Trigger) -> dict[str, Tensor]:
-    """Condition -> uint8 images by source position, as a score stage would build them."""
+    """Condition -> images by source position, as a score stage would build them."""
     bundle = build_bundle(images, images, {"clean": None, "triggered": trigger}, seed=3)
     sorted_images = {}
     for condition in ("clean", "triggered"):
@@ -58,7 +59,7 @@ def by_condition(images: ImageSet, trigger: Trigger) -> dict[str, Tensor]:
 def untouched_outside(images: ImageSet, trigger: Trigger) -> bool:
     shown = by_condition(images, trigger)
     outside = ~trigger.support(images.image_size).expand(3, -1, -1)
-    assert torch.equal(shown["clean"], images.uint8())
+    assert torch.equal(as_float(shown["clean"]), images.float())
     return torch.equal(shown["triggered"][:, outside], shown["clean"][:, outside])
 
 
@@ -67,6 +68,49 @@ def test_pixels_outside_the_support_equal_the_clean_twins(image_size):
     trigger = PatchTrigger(size=10, row=1, column=image_size - 11, image_size=image_size)
     for stamp in (trigger, *trigger.decoys()):
         assert untouched_outside(sample(image_size, 12), stamp)
+
+
+@pytest.mark.parametrize("image_size", [32, 224])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_outside_the_support_survive_every_transport(kind, transport, image_size):
+    assert untouched_outside(sample(image_size, 3), trigger_of(kind, image_size, transport))
+
+
+def test_bundle_with_a_float_trigger_rounds_nothing_and_keeps_clean_pixels():
+    images, trigger = sample(32), trigger_of("spectral", 32, "float")
+    shown = by_condition(images, trigger)
+    assert shown["triggered"].dtype == shown["clean"].dtype == torch.float32
+    assert torch.equal(shown["triggered"], trigger.stamp(images.float()).clamp(0, 1))
+    levels = shown["triggered"] * 255
+    assert (levels - levels.round()).abs().max() > 0.4
+    assert torch.equal(shown["clean"], images.float())
+
+
+def test_bundle_of_rounded_triggers_is_the_same_in_either_type():
+    images = sample(32)
+    rounded, exact = (trigger_of("patch", 32, transport) for transport in ("8bit", "float"))
+    stamps = {"clean": None, "triggered": rounded}
+    small = build_bundle(images, images, stamps, seed=3)
+    large = build_bundle(images, images, {**stamps, "decoy": exact}, seed=3)
+    assert small.images.dtype == torch.uint8
+    assert large.images.dtype == torch.float32
+    for condition in stamps:
+        first, second = (
+            as_float(bundle.images[chosen[np.argsort(bundle.image[chosen])]])
+            for bundle in (small, large)
+            for chosen in [
+                np.flatnonzero((bundle.condition == condition) & (bundle.split == "test"))
+            ]
+        )
+        assert torch.equal(first, second)
+
+
+def test_defense_that_changes_float_images_does_not_change_the_bundle():
+    stored = torch.rand(2, 3, 32, 32)
+    before = stored.clone()
+    as_float(stored).zero_()
+    assert torch.equal(stored, before)
 
 
 def test_one_more_resize_on_the_stamped_path_is_caught():

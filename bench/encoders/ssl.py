@@ -1,4 +1,4 @@
-"""SimCLR pretraining (Chen et al. 2020) as the published CIFAR-10 encoders were made."""
+"""Self-supervised pretraining: SimCLR (Chen et al. 2020) and BYOL (Grill et al. 2020)."""
 
 from __future__ import annotations
 
@@ -7,95 +7,113 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bench.api import Component, Field, Progress
+from bench.component import Component, Field, Progress
 from bench.data.augmentation import Augmentation
 from bench.data.imageset import ImageSet
-from bench.encoders.architectures import SimCLR, projector
 from bench.encoders.encoder import Encoder
-from bench.encoders.randomness import seeded, stream
+from bench.encoders.objectives import BYOL, SimCLR
+from bench.encoders.randomness import stream
 
-__all__ = ["SimCLRRecipe", "nt_xent", "pretrain"]
+__all__ = ["SSLRecipe", "pretrain"]
 
 
-class SimCLRRecipe(Component):
-    """Hyper-parameters of SimCLR pretraining; the defaults are BadEncoder's published ones.
+class SSLRecipe(Component):
+    """Hyper-parameters of self-supervised pretraining; the defaults are those of the published
+    BadEncoder encoders (SimCLR on CIFAR-10).
 
     Attributes
     ----------
+    ssl
+        ``simclr`` or ``byol``.
     epochs
         Passes over the images; the last incomplete batch of each is dropped.
     batch_size
         Images per step; twice as many views go through the network.
-    learning_rate, weight_decay
-        Of Adam.
+    optimizer, learning_rate, momentum, weight_decay
+        ``momentum`` is SGD's alone.
     temperature
-        Of the NT-Xent loss.
+        Of SimCLR's NT-Xent loss.
     schedule
-        ``constant`` as published, or ``cosine`` to zero, which short runs profit from.
+        ``constant`` as published, ``cosine`` by step to zero, which short runs profit from, or
+        ``epoch-cosine``: the schedule of CTRL's code, constant within an epoch, see
+        :meth:`learning_rate_at`.
     warmup_epochs
         Linear warm-up of the learning rate.
-    projector_hidden, projector_out
-        Sizes of the projector; the hidden one is the embedding's unless given.
+    projector_hidden, projector_out, projector_batch_norm
+        The projector; its hidden width is the embedding's (BYOL: 2048) unless given. Without
+        batch norm its first layer has a bias (CTRL's code). BYOL's is always normalised, and its
+        predictor is shaped alike.
     crop_scale
-        Smallest share of the area that a random crop keeps (CTRL's recipe: 0.2).
+        Smallest share of the area that a random crop keeps (CTRL: 0.2).
     loss_scale
         Factor on the loss; 0.5 / 0.07 reproduces the SupCon loss of CTRL's code. Adam ignores it
         but for its epsilon and the weight decay.
     joint_batch_norm
-        Both views in one batch, with common batch-norm statistics: a few per cent faster.
-        Published: each view by itself.
+        Both views in one batch, with common batch-norm statistics (CTRL's SimCLR; a few per cent
+        faster). BadEncoder's and BYOL's: each view by itself.
+    normalise_input
+        False leaves pixels in [0, 1], as CTRL's code does; the encoder then carries mean 0 and
+        deviation 1, so that nothing downstream can mix them up.
+    target_momentum
+        Of BYOL's exponential moving average.
+    target_initialisation
+        Whether BYOL's target starts as a copy of the online network (paper) or from a draw of its
+        own (CTRL's code).
     """
 
     version: ClassVar[int] = 1
 
+    ssl: Literal["simclr", "byol"] = "simclr"
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=256, ge=2)
-    optimizer: Literal["adam"] = "adam"
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-6, ge=0)
     temperature: float = Field(default=0.5, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "epoch-cosine"] = "constant"
     warmup_epochs: int = Field(default=0, ge=0)
     projector_hidden: int | None = Field(default=None, ge=1)
     projector_out: int = Field(default=128, ge=1)
+    projector_batch_norm: bool = True
     crop_scale: float = Field(default=0.08, gt=0, le=1)
     loss_scale: float = Field(default=1.0, gt=0)
     joint_batch_norm: bool = False
+    normalise_input: bool = True
+    target_momentum: float = Field(default=0.996, ge=0, le=1)
+    target_initialisation: Literal["online", "random"] = "online"
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the 0-based ``step``."""
-        warmup = self.warmup_epochs * steps_per_epoch
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+        """Learning rate of the 0-based ``step``.
+
+        ``epoch-cosine`` is what CTRL's code computes for epoch e of E, with W warm-up epochs:
+        lr e / W up to e = W (so epoch 0 learns nothing), then lr (1 + cos(pi (e - W - 1) / E)) / 2.
+        """
+        epoch, warmup = step // steps_per_epoch, self.warmup_epochs
+        if self.schedule == "epoch-cosine":
+            if epoch <= warmup:
+                return self.learning_rate * (epoch / warmup if warmup else 1.0)
+            angle = math.pi * (epoch - warmup - 1) / self.epochs
+            return self.learning_rate * 0.5 * (1 + math.cos(angle))
+        if epoch < warmup:
+            return self.learning_rate * (step + 1) / (warmup * steps_per_epoch)
         if self.schedule == "constant":
             return self.learning_rate
-        share = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
+        share = (step - warmup * steps_per_epoch) / max(1, (self.epochs - warmup) * steps_per_epoch)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
-
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross entropy, mean over the 2B anchors.
-
-    Chen et al. 2020, equation 1: -log(exp(z.z+ / t) / sum over all others of exp(z.z' / t)).
-
-    Parameters
-    ----------
-    first, second
-        float32 (B, P) projections of the two views; scaled to unit length here.
-    temperature
-        t > 0.
-    """
-    views = F.normalize(torch.cat([first, second]), dim=1)
-    similarity = (views @ views.T / temperature).fill_diagonal_(-math.inf)
-    partner = torch.arange(len(views), device=views.device).roll(len(first))
-    return F.cross_entropy(similarity, partner)
+    def optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Adam or SGD over ``parameters``, fused."""
+        common = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=self.momentum, **common)
+        return torch.optim.Adam(parameters, **common)
 
 
 def pretrain(
-    recipe: SimCLRRecipe,
+    recipe: SSLRecipe,
     architecture: str,
     settings: Mapping[str, Any] | None,
     images: ImageSet,
@@ -143,13 +161,12 @@ def pretrain(
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
     initial, order, views = (stream(generator) for _ in range(3))
+    raw = {} if recipe.normalise_input else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     encoder = Encoder.initialise(
-        architecture, settings, generator=initial, image_size=images.image_size
+        architecture, settings, generator=initial, image_size=images.image_size, **raw
     )
-    with seeded(initial):
-        head = projector(encoder.embedding_dim, recipe.projector_hidden, recipe.projector_out)
-    model = SimCLR(encoder.network, head).to(device).train()
-    model = model.to(memory_format=torch.channels_last)
+    model = (BYOL if recipe.ssl == "byol" else SimCLR).around(encoder.network, recipe, initial)
+    model = model.to(device, memory_format=torch.channels_last).train()
     losses = _train(recipe, model, encoder, images.to(device), order, views, precision, progress)
     encoder.network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     per_epoch = len(images) // recipe.batch_size
@@ -162,8 +179,8 @@ def pretrain(
 
 
 def _train(
-    recipe: SimCLRRecipe,
-    model: SimCLR,
+    recipe: SSLRecipe,
+    model: SimCLR | BYOL,
     encoder: Encoder,
     images: ImageSet,
     order: torch.Generator,
@@ -173,13 +190,9 @@ def _train(
 ) -> Tensor:
     """Run the steps; float32 (steps,) losses on the CPU."""
     augment = Augmentation(crop_scale=(recipe.crop_scale, 1.0))
-    optimizer = torch.optim.Adam(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    optimizer = recipe.optimiser([p for p in model.parameters() if p.requires_grad])
     per_epoch = len(images) // recipe.batch_size
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     losses: list[Tensor] = []
     for step in progress.track(range(recipe.epochs * per_epoch), "pretrain"):
         position = step % per_epoch
@@ -190,9 +203,7 @@ def _train(
         pair = [encoder.normalise(augment(batch, views)) for _ in range(2)]
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step, per_epoch)
-        loss = nt_xent(
-            *_project(model, pair, precision, recipe.joint_batch_norm), recipe.temperature
-        )
+        loss = model.loss(pair, autocast)
         optimizer.zero_grad(set_to_none=True)
         (loss * recipe.loss_scale).backward()
         optimizer.step()
@@ -201,19 +212,7 @@ def _train(
     return torch.stack(losses).cpu()
 
 
-def _project(
-    model: SimCLR, pair: list[Tensor], precision: str, joint: bool
-) -> tuple[Tensor, Tensor]:
-    batches = [torch.cat(pair)] if joint else pair
-    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
-    low = precision == "bfloat16"
-    with torch.autocast(batches[0].device.type, torch.bfloat16, enabled=low):
-        projections = torch.cat([model(batch) for batch in batches]).float()
-    first, second = projections.chunk(2)
-    return first, second
-
-
 def _check_finite(losses: list[Tensor]) -> None:
     # Once per epoch: reading a loss waits for the accelerator.
     if losses and not torch.isfinite(losses[-1]):
-        raise FloatingPointError(f"the SimCLR loss is {float(losses[-1])} at step {len(losses)}")
+        raise FloatingPointError(f"the loss is {float(losses[-1])} at step {len(losses)}")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from bench.data.imageset import ImageSet
-from bench.encoders.simclr import SimCLRRecipe, nt_xent, pretrain
+from bench.encoders.objectives import nt_xent
+from bench.encoders.ssl import SSLRecipe, pretrain
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "encoders.json").read_text())
 
@@ -36,7 +37,7 @@ def images() -> ImageSet:
 
 
 # Wide crops and a high rate, so that few steps show what many would.
-RECIPE = SimCLRRecipe(epochs=8, batch_size=16, learning_rate=1e-2, crop_scale=0.9)
+RECIPE = SSLRecipe(epochs=8, batch_size=16, learning_rate=1e-2, crop_scale=0.9)
 
 
 def trained(images, recipe=RECIPE, seed=0, progress=None, **options):
@@ -127,9 +128,9 @@ def test_projector_and_crop_settings_are_used(images):
 
 
 def test_schedules_warm_up_and_fall_to_zero():
-    constant = SimCLRRecipe(epochs=10, learning_rate=1.0)
+    constant = SSLRecipe(epochs=10, learning_rate=1.0)
     assert {constant.learning_rate_at(step, 5) for step in range(50)} == {1.0}
-    cosine = SimCLRRecipe(epochs=10, learning_rate=1.0, schedule="cosine", warmup_epochs=2)
+    cosine = SSLRecipe(epochs=10, learning_rate=1.0, schedule="cosine", warmup_epochs=2)
     rates = [cosine.learning_rate_at(step, 5) for step in range(50)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert rates[9] == rates[10] == 1.0
@@ -139,7 +140,7 @@ def test_schedules_warm_up_and_fall_to_zero():
 
 
 def test_published_hyper_parameters_are_the_defaults():
-    assert SimCLRRecipe().parameters() | {"epochs": 1000} == {
+    assert SSLRecipe().parameters() | {"epochs": 1000} == {
         "epochs": 1000,
         "batch_size": 256,
         "optimizer": "adam",
@@ -158,12 +159,12 @@ def test_published_hyper_parameters_are_the_defaults():
 
 def test_unknown_hyper_parameters_are_refused():
     with pytest.raises(ValidationError, match="tempreature"):
-        SimCLRRecipe(tempreature=0.5)
+        SSLRecipe(tempreature=0.5)
 
 
 def test_a_batch_larger_than_the_set_is_refused(images):
     with pytest.raises(ValueError, match="batch_size 64 exceeds the 48 images"):
-        trained(images, SimCLRRecipe(batch_size=64))
+        trained(images, SSLRecipe(batch_size=64))
 
 
 def test_an_unknown_precision_is_refused(images):

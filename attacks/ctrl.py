@@ -1,0 +1,76 @@
+"""CTRL (Li et al., ICCV 2023): clean-label poisoning of SSL pretraining with a spectral trigger."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from attacks.triggers import SpectralTrigger
+from bench.api import (
+    DataPoisoning,
+    Field,
+    ImageSet,
+    PoisonedSet,
+    PoisonerWorld,
+    SSLRecipe,
+    Transport,
+    Trigger,
+    stamped_files,
+)
+
+
+class CTRLRecipe(SSLRecipe):
+    """How CTRL's code trains: input without normalisation, SupCon's factor on the loss, SGD, and
+    a warm-up of ten epochs before the cosine.
+
+    BYOL is the other ``ssl``; set ``projector_out: 256`` with it and ``loss_scale: 1``, as
+    published.
+    """
+
+    epochs: int = Field(default=800, ge=1)
+    batch_size: int = Field(default=512, ge=2)
+    optimizer: Literal["adam", "sgd"] = "sgd"
+    learning_rate: float = Field(default=0.06, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["constant", "cosine", "epoch-cosine"] = "epoch-cosine"
+    warmup_epochs: int = Field(default=10, ge=0)
+    projector_batch_norm: bool = False
+    crop_scale: float = Field(default=0.2, gt=0, le=1)
+    loss_scale: float = Field(default=0.5 / 0.07, gt=0)
+    joint_batch_norm: bool = True
+    normalise_input: bool = False
+
+
+class CTRL(DataPoisoning):
+    """CTRL, sections 3.2-3.3: the trigger goes on a share of the training images, all of the
+    target class, and no label is touched; augmentations leave its frequencies alone, so that the
+    victim learns them as a feature of that class.
+
+    The attacker stamps the first of his images of the class, as the published code does.
+    """
+
+    poisons: ClassVar[Literal["target-class", "other-classes"]] = "target-class"
+    recipe: CTRLRecipe = CTRLRecipe()
+    magnitude: float = Field(100.0, gt=0)
+    """Added to each chosen coefficient of the orthonormal DCT, on the 0-255 scale."""
+    positions: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
+    channels: tuple[int, ...] = (1, 2)
+    """Channels of YUV."""
+    window: int = Field(32, ge=4)
+    transport: Transport = "8bit"
+
+    def check(self, image_size: int) -> None:
+        self.trigger(image_size)
+
+    def trigger(self, image_size: int) -> Trigger:
+        return SpectralTrigger(
+            magnitude=self.magnitude,
+            positions=self.positions,
+            channels=self.channels,
+            window=self.window,
+            image_size=image_size,
+            transport=self.transport,
+        )
+
+    def poison(self, train: ImageSet, world: PoisonerWorld) -> PoisonedSet:
+        trigger, rows = self.trigger(train.image_size), self.rows(train, world)
+        return PoisonedSet(rows, stamped_files(train, rows, trigger), trigger)

@@ -1,0 +1,98 @@
+"""A first look at a foreign encoder, before anything expensive is spent on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.data.imageset import ImageSet
+from bench.encoders.encoder import Encoder
+from bench.evaluation.downstream import clean_accuracy, knn_predict
+
+__all__ = ["SmokeTest", "smoke_test"]
+
+BANK_IMAGES, QUERY_IMAGES = 2000, 500
+COLLAPSED = 0.995
+"""Mean cosine between embeddings of different images from which they hardly differ."""
+DEAD_SHARE = 0.5
+"""Share of constant dimensions from which an embedding looks wrong."""
+CHANCE_FACTOR = 1.5
+"""A kNN accuracy below this many times chance looks like an encoder that sees nothing."""
+
+
+@dataclass(frozen=True)
+class SmokeTest:
+    """What was measured and what looks wrong.
+
+    Attributes
+    ----------
+    figures
+        ``mean_norm``, ``mean_cosine`` (over pairs of different images), ``constant_dimensions``
+        (share), ``knn_accuracy`` and ``chance`` (the share of the commonest class).
+    problems
+        Sentences; empty when nothing looks wrong.
+    fatal
+        Whether no number from this encoder could mean anything.
+    """
+
+    figures: dict[str, float]
+    problems: tuple[str, ...]
+    fatal: bool
+
+
+def smoke_test(encoder: Encoder, train: ImageSet, queries: ImageSet) -> SmokeTest:
+    """Embedding statistics, and kNN accuracy against chance.
+
+    Parameters
+    ----------
+    train, queries
+        Labelled images of the encoder's size; the first 2,000 and 500 are used.
+    """
+    bank = train.select(torch.arange(min(len(train), BANK_IMAGES)))
+    queries = queries.select(torch.arange(min(len(queries), QUERY_IMAGES)))
+    known, asked = (encoder.embed(images.float()) for images in (bank, queries))
+    if not (torch.isfinite(known).all() and torch.isfinite(asked).all()):
+        count = int((~torch.isfinite(torch.cat([known, asked]))).any(1).sum())
+        problem = f"{count} of {len(known) + len(asked)} embeddings are not finite"
+        return SmokeTest({}, (problem,), fatal=True)
+    figures = _statistics(known)
+    predictions = knn_predict(asked, known, bank.labels, len(bank.class_names), k=20)
+    figures["knn_accuracy"] = float(clean_accuracy(predictions, queries.labels))
+    figures["chance"] = float(queries.labels.bincount().max()) / len(queries)
+    problems = []
+    constant = figures["constant_dimensions"] == 1.0
+    if constant:
+        problems.append("every image has the same embedding")
+    elif figures["mean_cosine"] > COLLAPSED:
+        problems.append(
+            f"embeddings hardly differ (mean cosine {figures['mean_cosine']:.4f}): is the "
+            "normalisation right?"
+        )
+    if not constant and figures["constant_dimensions"] > DEAD_SHARE:
+        problems.append(
+            f"{figures['constant_dimensions']:.0%} of the dimensions never vary: are all weights "
+            "there?"
+        )
+    if figures["knn_accuracy"] < CHANCE_FACTOR * figures["chance"]:
+        problems.append(
+            f"kNN accuracy {figures['knn_accuracy']:.3f} is near chance ({figures['chance']:.3f}): "
+            "check architecture, mean and std"
+        )
+    return SmokeTest(figures, tuple(problems), fatal=constant)
+
+
+def _statistics(embeddings: Tensor) -> dict[str, float]:
+    unit = functional.normalize(embeddings, dim=1)
+    count = len(unit)
+    # Closed form of the mean over pairs of different images.
+    cosine = (float(unit.sum(0).square().sum()) - count) / max(1, count * (count - 1))
+    spread = embeddings.std(0, correction=0)
+    scale = float(embeddings.abs().mean())
+    return {
+        "mean_norm": float(embeddings.norm(dim=1).mean()),
+        "mean_cosine": cosine,
+        "constant_dimensions": float((spread <= 1e-6 * scale).float().mean()),
+    }
