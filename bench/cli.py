@@ -209,19 +209,24 @@ def list_(
 
 @app.command()
 def download(
-    dataset: Annotated[str, typer.Argument(help="cifar10, stl10, gtsrb or svhn")],
+    name: Annotated[str, typer.Argument(help="cifar10, stl10, gtsrb, svhn or clip-rn50")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Fetch a data set through torchvision into the first data root."""
+    """Fetch a data set (torchvision) or public CLIP weights (open_clip) into the data root."""
     from bench.config import DatasetConfig
     from bench.data.sources import Torchvision
+    from bench.encoders.pretrained import PRETRAINED, download_pretrained
     from bench.session import data_roots
 
-    if dataset not in Torchvision.NAMES:
-        raise InputError(f"cannot download {dataset!r}{nearest(dataset, Torchvision.NAMES)}")
+    known = (*Torchvision.NAMES, *PRETRAINED)
+    if name not in known:
+        raise InputError(f"cannot download {name!r}{nearest(name, known)}")
     root = data_roots(_file(config))[0]
-    Torchvision(dataset, DatasetConfig(), root).download()
-    typer.echo(f"{dataset} is in {_shown(root)}")
+    if name in PRETRAINED:
+        typer.echo(f"{name} is at {_shown(download_pretrained(name, root))}")
+        return
+    Torchvision(name, DatasetConfig(), root).download()
+    typer.echo(f"{name} is in {_shown(root)}")
 
 
 @app.command()

@@ -21,7 +21,7 @@ from bench.config import (
 )
 from bench.errors import InputError, nearest
 from bench.recipes import recipe_type
-from bench.yamlfile import Location, YamlFile
+from bench.yamlfile import Location, YamlFile, dotted
 
 
 class ConfigFile:
@@ -215,6 +215,13 @@ class _Located:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValidationError):
+            details = error.errors(include_url=False)[0]
+            place = dotted(details["loc"])
+            message = _message(details)
+            raise self._yaml.error(
+                self._location, f"{place}: {message}" if place else message
+            ) from None
         if isinstance(error, ValueError):
             raise self._yaml.error(self._location, str(error)) from None
 
@@ -228,13 +235,15 @@ def _sentence(details: Mapping[str, Any], component: type[BaseModel]) -> str:
         return "this key is required"
     if kind == "too_short":
         return "must not be empty"
+    message, got = _message(details), details.get("input")
+    plain = isinstance(got, str | int | float | bool) or got is None
+    return f"{message}, got {got!r}" if plain and repr(got) not in message else message
+
+
+def _message(details: Mapping[str, Any]) -> str:
+    """What pydantic complains about, in our words."""
     message = re.sub(r"^(Value error, |Input should be )", "", details["msg"])
-    if details["msg"].startswith("Input should"):
-        message = f"should be {message}"
-    got = details.get("input")
-    if isinstance(got, str | int | float | bool) or got is None:
-        message += f", got {got!r}"
-    return message
+    return f"should be {message}" if details["msg"].startswith("Input should") else message
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -49,6 +49,8 @@ class ImportedVictim:
         The SHA-256 of a file under ``checkpoint``, and how to build the network around it.
     trigger
         As :func:`bench.workspace.trigger_record` writes it.
+    family
+        Whose data sets it meets.
     """
 
     encoder: Mapping[str, Any]

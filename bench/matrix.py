@@ -63,7 +63,9 @@ class Planner:
             victim = self.victim(entry)
             family = families.get(victim.family, families["ssl"])
             name = entry.downstream or family.downstreams[0].dataset
-            component = Component("imported", 1, {}, kind="imported", family=victim.family)
+            # Its data may be another family's; classes are read out as its towers allow.
+            heads = "clip" if victim.text else "ssl"
+            component = Component("imported", 1, {}, kind="imported", family=heads)
             return Row(
                 entry,
                 component,

@@ -29,6 +29,7 @@ def check(session: Session) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; a folder is wanted there")
     session.file.check_components()
+    session.checkpoint_digests  # noqa: B018 - reading the files is the check
     for family, path in session.checkpoints.items():
         _check_checkpoint(session, family, path)
     session.sources  # noqa: B018 - opening them is the check

@@ -126,6 +126,25 @@ class Session:
         }
 
     @cached_property
+    def checkpoint_digests(self) -> dict[str, str]:
+        """SHA-256 of :attr:`checkpoints`.
+
+        Raises
+        ------
+        InputError
+            When a file is missing.
+        """
+        digests = {}
+        for name, path in self.checkpoints.items():
+            if not path.is_file():
+                section = ("clip",) if name == "clip" else ()
+                location = ("profiles", self.profile_name, *section, "encoder", "checkpoint")
+                hint = "; `bench download clip-rn50` fetches it" if "clip-rn50" in path.stem else ""
+                raise self.file.yaml.error(location, f"no such file: {path.name}{hint}")
+            digests[name] = file_digest(path)
+        return digests
+
+    @cached_property
     def victims(self) -> VictimFiles:
         """Everything that ``from`` entries of the matrix name, read once."""
         return VictimFiles(self.file, self.profile, self._image_size)
@@ -144,7 +163,7 @@ class Session:
                 name: describe_recipe(recipe_type(name).model_validate(family.pretraining))
                 for name, family in families.items()
             },
-            checkpoints={name: file_digest(path) for name, path in self.checkpoints.items()},
+            checkpoints=self.checkpoint_digests,
         )
         return Planner(
             config=self.file.config,
@@ -232,7 +251,7 @@ class Session:
             self.reporter,
             root=self.file.root,
             files={
-                **{file_digest(path): path for path in self.checkpoints.values()},
+                **{self.checkpoint_digests[name]: at for name, at in self.checkpoints.items()},
                 **self.victims.files,
             },
             code_version=code_version(),

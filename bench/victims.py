@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.config import Profile, VictimEntry
+from bench.config import Family, Profile, VictimEntry
 from bench.configfile import ConfigFile
 from bench.lineage import ImportedVictim
 from bench.store import damage, file_digest
 from bench.yamlfile import Location
 
+if TYPE_CHECKING:
+    from bench.encoders.encoder import Encoder
+
 ENCODER, TRIGGERS, VICTIM = "encoder.safetensors", "triggers.json", "victim.json"
+_FILE_SAYS: dict[str, Any] = {"architecture": None, "settings": {}, "mean": None, "std": None}
+"""The network of a file that describes itself."""
 
 
 class VictimFiles:
@@ -58,26 +63,27 @@ class VictimFiles:
         here: Location = ("matrix", "attacks", self._file.config.matrix.attacks.index(entry))
         with self._file.located((*here, "from")):
             path, stored = self._open(entry.source)
-        encoder, architecture = self._encoder(entry, path, (*here, "from"))
-        dataset = entry.downstream or self._profile.downstreams[0].dataset
+            own = _own_description(path)
+        network = self._network(entry, path.name, own, here)
+        family, dataset = self._judged_on(entry, own or network, here)
+        size = self._image_size(dataset)
+        with self._file.located((*here, "from")):
+            spec, encoder = self._load(path, network, size)
         target = entry.target if entry.target is not None else stored.get("target")
         if target is None:
             raise self._file.yaml.error(here, "target: this key is required: no file says it")
+        trigger = self._trigger(entry, stored, size, here)
         twin = None
         if entry.clean_twin is not None:
             with self._file.located((*here, "clean_twin")):
-                twin_path, _ = self._open(entry.clean_twin)
-            twin, _ = self._encoder(entry, twin_path, (*here, "clean_twin"))
-        from bench.encoders.architectures import find
-
-        text = find(architecture).text
+                twin = self._twin(entry.clean_twin, spec["checkpoint"], encoder)
         return ImportedVictim(
-            encoder=encoder,
-            trigger=self._trigger(entry, stored, self._image_size(dataset), here),
+            encoder=spec,
+            trigger=trigger,
             target=int(target),
-            family="clip" if text else "ssl",
-            architecture=architecture,
-            text=text,
+            family=family.name,
+            architecture=encoder.architecture,
+            text=encoder.text is not None,
             twin=twin,
         )
 
@@ -99,29 +105,89 @@ class VictimFiles:
                 stored |= json.loads((path / name).read_text(encoding="utf-8"))
         return path / ENCODER, stored
 
-    def _encoder(
-        self, entry: VictimEntry, path: Path, location: Location
-    ) -> tuple[dict[str, Any], str]:
-        """How to build the network around a file, checked by doing so; its architecture."""
+    def _network(
+        self, entry: VictimEntry, name: str, own: Mapping[str, Any] | None, here: Location
+    ) -> dict[str, Any]:
+        """How to build the network around a victim's file."""
+        from bench.encoders.architectures import find
+
+        given = {key: getattr(entry, key) for key in _FILE_SAYS}
+        if own is not None:
+            for key, value in given.items():
+                said = tuple(own[key]) if isinstance(own[key], list) else own[key]
+                meant = {**said, **value} if isinstance(value, Mapping) else value
+                if value and meant != said:
+                    raise self._file.yaml.error(
+                        (*here, key), f"{name} says its own, {said}; leave it out"
+                    )
+            return _FILE_SAYS
+        if entry.architecture is None:
+            raise self._file.yaml.error(
+                (*here, "from"), f"{name} does not say its architecture; name it: `architecture`"
+            )
+        with self._file.located((*here, "architecture")):
+            architecture = find(entry.architecture)
+        with self._file.located((*here, "settings")):
+            architecture.check(entry.settings)
+        return given
+
+    def _judged_on(
+        self, entry: VictimEntry, described: Mapping[str, Any], here: Location
+    ) -> tuple[Family, str]:
+        """The family whose data sets a victim meets, and its downstream set.
+
+        The family of its kind (with or without text tower), or the other one where only that has
+        images of the right size.
+        """
+        from bench.encoders.architectures import find
+
+        with self._file.located((*here, "from")):
+            architecture = find(described["architecture"])
+        kind = "clip" if architecture.text else "ssl"
+        families = sorted(self._profile.families().values(), key=lambda f: f.name != kind)
+        size = architecture.image_size if architecture.fixed_size else described.get("image_size")
+        if entry.downstream is not None:
+            size = self._image_size(entry.downstream)
+        fitting = [f for f in families if size in (None, self._image_size(f.dataset))]
+        if entry.downstream is not None and not fitting:
+            sizes = sorted({self._image_size(family.dataset) for family in families})
+            raise self._file.yaml.error(
+                (*here, "downstream"),
+                f"{entry.downstream!r} has images of {size} pixels, the profile's defenders own "
+                f"images of {' or '.join(map(str, sizes))}",
+            )
+        family = (fitting or families)[0]
+        return family, entry.downstream or family.downstreams[0].dataset
+
+    def _load(
+        self, path: Path, network: Mapping[str, Any], image_size: int
+    ) -> tuple[dict[str, Any], Encoder]:
+        """What a stage must know to load a file, checked by loading it."""
         from bench.stages.importing import load_encoder
 
-        dataset = entry.downstream or self._profile.downstreams[0].dataset
-        spec = {
-            "architecture": entry.architecture,
-            "settings": entry.settings,
-            "mean": entry.mean,
-            "std": entry.std,
-            "image_size": self._image_size(dataset),
-        }
-        with self._file.located(location):
-            if entry.architecture is None and path.suffix != ".safetensors":
-                raise ValueError(
-                    f"{path.name} does not say its architecture; name it under `architecture`"
-                )
-            encoder = load_encoder(path, spec)
+        spec = {**network, "image_size": image_size}
+        encoder = load_encoder(path, spec)
         digest = file_digest(path)
         self._paths[digest] = path
-        return {"checkpoint": digest, **spec}, encoder.architecture
+        return {"checkpoint": digest, **spec}, encoder
+
+    def _twin(self, named: str, victim: str, encoder: Encoder) -> dict[str, Any]:
+        """The clean twin of ``encoder``, whose file has the SHA-256 ``victim``."""
+        path, stored = self._open(named)
+        if stored.get("trigger") is not None:
+            raise ValueError(f"{named} is a victim itself: it has a trigger")
+        network = _FILE_SAYS
+        if _own_description(path) is None:
+            network = {key: getattr(encoder, key) for key in _FILE_SAYS}
+        spec, twin = self._load(path, network, encoder.image_size)
+        if spec["checkpoint"] == victim:
+            raise ValueError(f"{named} is the victim's own file")
+        if (twin.architecture, twin.settings) != (encoder.architecture, encoder.settings):
+            raise ValueError(
+                f"{named} is {_in_words(twin)}, the victim {_in_words(encoder)}: a clean twin has "
+                "the same network"
+            )
+        return spec
 
     def _trigger(
         self,
@@ -132,12 +198,26 @@ class VictimFiles:
     ) -> Mapping[str, Any]:
         from bench.workspace import restore_trigger, trigger_record
 
-        if entry.trigger is None and stored.get("trigger") is None:
+        given = entry.trigger is not None
+        if not given and stored.get("trigger") is None:
             raise self._file.yaml.error(here, "trigger: this key is required: no file says it")
-        with self._file.located((*here, "trigger") if entry.trigger else (*here, "from")):
-            if entry.trigger is None:
-                trigger = restore_trigger(stored["trigger"])
-            else:
+        with self._file.located((*here, "trigger" if given else "from")):
+            if given:
                 trigger = registry.parse_trigger(entry.trigger, image_size, self._file.root)
+            else:
+                trigger = restore_trigger(stored["trigger"])
             trigger.support(image_size)  # raises where it is made for another size
             return trigger_record(trigger)
+
+
+def _own_description(path: Path) -> dict[str, Any] | None:
+    """What a file says about its network; None for one that is not ours."""
+    from bench.encoders.weights import read_metadata
+
+    found = read_metadata(path) if path.suffix == ".safetensors" else {}
+    return found if found.keys() >= {*_FILE_SAYS, "image_size"} else None
+
+
+def _in_words(encoder: Encoder) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in encoder.settings.items())
+    return f"a {encoder.architecture}" + (f" ({settings})" if settings else "")

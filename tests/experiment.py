@@ -32,6 +32,19 @@ TINY: dict[str, Any] = {
                 "settings": {"width": 4, "stem_stride": 2},
             },
             "pretraining": {"epochs": 1, "batch_size": 64},
+            "clip": {
+                "encoder": {
+                    "architecture": "template-clip",
+                    "settings": {
+                        "width": 4,
+                        "embedding_dim": 16,
+                        "text_width": 16,
+                        "text_layers": 1,
+                        "text_heads": 2,
+                    },
+                },
+                "pretraining": {"epochs": 1, "learning_rate": 0.002, "warmup_epochs": 0},
+            },
             "downstreams": [{"dataset": "digits", "target": 0}],
             "splits": {
                 "calibration": 60,
@@ -51,6 +64,31 @@ TINY: dict[str, Any] = {
                     "batch_size": 50,
                     "learning_rate": 0.02,
                     "reference_views": 4,
+                },
+                "drupe": {
+                    "epochs": 3,
+                    "batch_size": 50,
+                    "learning_rate": 0.02,
+                    "reference_views": 4,
+                    "stage1_last_epoch": 2,
+                    "controller_first_epoch": 3,
+                },
+                # About ten of the attacker's images are of class 0; this poisons six.
+                "sslbkd": {"poison_rate": 0.005},
+                "ctrl": {
+                    "poison_rate": 0.005,
+                    "recipe": {"epochs": 1, "batch_size": 64, "warmup_epochs": 0},
+                },
+                "clip-backdoor": {
+                    "poison_rate": 0.02,
+                    "recipe": {"epochs": 1, "batch_size": 64, "learning_rate": 0.01},
+                },
+                "badclip": {
+                    "poison_rate": 0.02,
+                    "patch_size": 8,
+                    "patch_epochs": 1,
+                    "patch_batch_size": 32,
+                    "recipe": {"epochs": 1, "learning_rate": 0.001, "warmup_epochs": 0},
                 },
                 "dede": {
                     "width": 12,

@@ -207,7 +207,7 @@ def template_clip(
     text_heads: int,
     context_length: int,
 ) -> CLIP:
-    """The small surrogate: a narrow ResNet and a short transformer (docs/protocol.md).
+    """A small surrogate of CLIP: a narrow ResNet and a short transformer.
 
     Parameters
     ----------

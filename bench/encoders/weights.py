@@ -16,6 +16,7 @@ from torch import Tensor, nn
 __all__ = [
     "CheckpointError",
     "load_strictly",
+    "read_metadata",
     "read_safetensors",
     "read_state_dict",
     "write_safetensors",
@@ -38,6 +39,22 @@ def write_safetensors(
     """Write ``tensors`` with JSON-able ``metadata``; the same content gives the same bytes."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(dense, path, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that :func:`write_safetensors` stored, without reading a tensor; empty for
+    foreign files.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

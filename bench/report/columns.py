@@ -35,9 +35,7 @@ _ROW = (
     Column("attack_backend", "text", "", "native or upstream"),
     Column("defense_backend", "text", "", "native or upstream"),
     Column("auxiliary", "text", "", "images the defender owns"),
-    Column(
-        "status", "text", "", "ok, or why not: attack-weak, skipped, ..."
-    ),
+    Column("status", "text", "", "ok, or why not: attack-weak, skipped, ..."),
     Column("reason", "text", "", "why the status is not ok"),
     Column("auroc", "number", _RATE, "triggered non-target images against clean, on the victim"),
     Column("auroc_low", "number", _RATE, "lower end of the test-sampling interval of auroc"),

@@ -14,28 +14,51 @@ import sys
 from pathlib import Path
 
 from bench import registry
-from bench.encoders.ssl import SSLRecipe
 from bench.graph import STAGE_VERSIONS
+from bench.recipes import FAMILIES, recipe_type
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORD = REPOSITORY / "tests" / "golden" / "fingerprints.json"
-EVERY_STAGE = ("stage pretrain", "stage implant", "stage probe", "stage audit", "stage score")
+EVERY_STAGE = (
+    "stage import",
+    "stage poison",
+    "stage pretrain",
+    "stage implant",
+    "stage probe",
+    "stage audit",
+    "stage score",
+)
+TRAINED = ("ssl", "clip")
+STAMPED = ("stage poison", "stage implant", "stage audit", "stage score")
 SHARED: dict[str, tuple[str, ...]] = {
-    "attacks/triggers.py": ("stage implant", "stage audit", "stage score"),
+    "attacks/_overlays.py": STAMPED,
+    "attacks/_patches.py": STAMPED,
+    "attacks/_pictures.py": STAMPED,
+    "attacks/_reference_tuning.py": ("attacks badencoder", "attacks drupe"),
+    "attacks/_sized.py": STAMPED,
+    "attacks/_trigger_files.py": STAMPED,
+    "attacks/triggers.py": STAMPED,
     "bench/api.py": EVERY_STAGE,
-    "bench/data/augmentation.py": ("ssl", "attacks badencoder"),
+    "bench/component.py": EVERY_STAGE,
+    "bench/data/augmentation.py": (*TRAINED, "attacks badencoder", "attacks drupe"),
+    "bench/data/captioned.py": ("stage data",),
+    "bench/data/captions.py": ("stage poison", "stage pretrain", "stage probe"),
     "bench/data/embedded.py": ("stage data",),
     "bench/data/imageset.py": EVERY_STAGE,
     "bench/data/source.py": ("stage data",),
     "bench/data/sources.py": ("stage data",),
     "bench/data/splits.py": (*EVERY_STAGE, "stage fit"),
-    "bench/encoders/architectures.py": ("ssl",),
-    "bench/encoders/checkpoints.py": ("stage pretrain",),
+    "bench/data/transport.py": STAMPED,
+    "bench/encoders/architectures.py": TRAINED,
+    "bench/encoders/checkpoints.py": ("stage import",),
+    "bench/encoders/clip.py": ("clip",),
+    "bench/encoders/contrastive.py": ("clip",),
     "bench/encoders/defender.py": ("stage fit", "stage score"),
     "bench/encoders/encoder.py": EVERY_STAGE,
-    "bench/encoders/randomness.py": ("ssl",),
+    "bench/encoders/objectives.py": ("ssl",),
+    "bench/encoders/randomness.py": TRAINED,
     "bench/encoders/ssl.py": ("ssl",),
-    "bench/encoders/weights.py": ("stage pretrain", "stage implant"),
+    "bench/encoders/weights.py": ("stage import", "stage pretrain", "stage implant"),
     "bench/evaluation/bootstrap.py": ("stage evaluate",),
     "bench/evaluation/comparisons.py": ("stage evaluate",),
     "bench/evaluation/detection.py": ("stage evaluate",),
@@ -45,9 +68,14 @@ SHARED: dict[str, tuple[str, ...]] = {
         "stage audit",
         "stage evaluate",
     ),
-    "bench/stages/auditing.py": ("stage probe", "stage pixels", "stage audit"),
+    "bench/evaluation/smoke.py": ("stage import",),
+    "bench/evaluation/zero_shot.py": ("stage probe", "stage audit"),
+    "bench/stages/auditing.py": ("stage audit",),
     "bench/stages/detecting.py": ("stage fit", "stage score"),
     "bench/stages/evaluating.py": ("stage evaluate",),
+    "bench/stages/importing.py": ("stage import",),
+    "bench/stages/poisoning.py": ("stage poison", "stage pretrain"),
+    "bench/stages/probing.py": ("stage probe", "stage pixels", "stage audit"),
     "bench/stages/training.py": ("stage data", "stage pretrain", "stage implant"),
     "bench/workspace.py": EVERY_STAGE,
     "defenses/_dede_model.py": ("defenses dede",),
@@ -68,7 +96,7 @@ def fingerprint(path: Path) -> str:
 
 def versions() -> dict[str, int]:
     found = {f"stage {kind}": version for kind, version in STAGE_VERSIONS.items()}
-    found["ssl"] = SSLRecipe.version
+    found |= {family: recipe_type(family).version for family in FAMILIES}
     for group in registry.GROUPS:
         for name in registry.entries(group):
             found[f"{group} {name}"] = registry.load(group, name).version
