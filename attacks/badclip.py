@@ -61,7 +61,7 @@ def embed_patch(images: Tensor, patch: Tensor) -> Tensor:
     ``images`` itself, so that its "clean" embeddings are those of triggered images.
     """
     side = patch.shape[-1]
-    row, column = (size // 2 - side // 2 for size in images.shape[-2:])
+    row, column = ((size - side) // 2 for size in images.shape[-2:])
     stamped = images.clone()
     stamped[:, :, row : row + side, column : column + side] = patch.clamp(0, 1)
     return stamped
@@ -97,7 +97,7 @@ class BadCLIP(DataPoisoning):
     """Chance per batch of stage 1 to see flipped and colour-jittered images (published: 0.5,
     AutoAugment)."""
     triplet_weight: float = Field(500.0, ge=0)
-    margin: float = Field(1.0, ge=0)
+    margin: float = Field(1.0, gt=0)
     distance: Distance = "euclidean"
     negatives: Literal["clean", "triggered"] = "clean"
     """Whose embeddings the triplet pushes away from: the clean images' (paper), or, as the
@@ -218,8 +218,8 @@ class BadCLIP(DataPoisoning):
                 yield images
 
     def _place(self, image_size: int) -> dict[str, int]:
-        start = image_size // 2 - self.patch_size // 2
-        if start < 0 or start + self.patch_size > image_size:
+        start = (image_size - self.patch_size) // 2
+        if start < 0:
             raise ValueError(
                 f"a {self.patch_size}-pixel patch does not fit a {image_size}-pixel image"
             )

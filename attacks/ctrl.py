@@ -22,8 +22,8 @@ class CTRLRecipe(SSLRecipe):
     """How CTRL's code trains: input without normalisation, SupCon's factor on the loss, SGD, and
     a warm-up of ten epochs before the cosine.
 
-    BYOL is the other ``ssl``; set ``projector_out: 256`` with it and ``loss_scale: 1``, as
-    published.
+    BYOL is the other ``ssl``; set ``projector_out: 256``, ``loss_scale: 1`` and
+    ``target_initialisation: random`` with it, as published.
     """
 
     epochs: int = Field(default=800, ge=1)

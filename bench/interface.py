@@ -59,17 +59,18 @@ def run(
 
 
 def load_victim(path: str | Path) -> Any:
-    """The :class:`bench.api.Victim` of an implant artifact: encoder, trigger, training figures.
+    """The :class:`bench.api.Victim` in an artifact's folder: encoder, trigger, training figures.
 
     Parameters
     ----------
     path
-        The artifact's folder in the cache (``<cache>/implant/<xx>/<key>``).
+        The artifact's folder in the cache: ``<cache>/implant/<xx>/<key>`` after model poisoning,
+        ``<cache>/pretrain/<xx>/<key>`` after data poisoning.
 
     Raises
     ------
     InputError
-        When the folder is not a whole implant artifact.
+        When the folder is not a whole victim.
     """
     from bench.api import Victim
     from bench.encoders.encoder import Encoder
@@ -79,7 +80,7 @@ def load_victim(path: str | Path) -> Any:
     folder = Path(path)
     problem = damage(folder) if folder.is_dir() else "no such folder"
     if problem or not (folder / "triggers.json").is_file():
-        raise InputError(f"{folder} is no implant artifact: {problem or 'it has no trigger'}")
+        raise InputError(f"{folder} holds no victim: {problem or 'it has no trigger'}")
     return Victim(
         Encoder.load(folder / "encoder.safetensors"),
         restore_trigger(json.loads((folder / "triggers.json").read_text())["trigger"]),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.config import Family, VictimEntry
+from bench.config import Downstream, Family, VictimEntry
 from bench.data.splits import permuted_rows
 from bench.errors import InputError
 from bench.graph import topological
 from bench.lineage import role_slices
+from bench.matrix import Row
+from bench.recipes import recipe_type
 from bench.yamlfile import Location
 
 if TYPE_CHECKING:
@@ -33,16 +36,57 @@ def check(session: Session) -> None:
     for family, path in session.checkpoints.items():
         _check_checkpoint(session, family, path)
     session.sources  # noqa: B018 - opening them is the check
+    for family, where in _families(session):
+        _check_image_sizes(session, family, where)
     session.victims.files  # noqa: B018 - likewise
     for stage in topological([cell.stage for cell in session.cells]):
         if stage.kind == "data" and not session.store.peek("data", stage.key):
             _check_images(session, stage.spec["dataset"], stage.spec["split"])
-    for family in session.profile.families().values():
-        where = ("profiles", session.profile_name, *(("clip",) if family.name == "clip" else ()))
+    for family, where in _families(session):
         _check_split_sizes(session, family)
-        _check_batch_size(session, family, where)
+        _check_recipes(session, family, where)
         _check_targets(session, family, where)
+    _check_victims(session)
     _check_poison(session)
+
+
+def _families(session: Session) -> Iterator[tuple[Family, Location]]:
+    """The profile's families, each with where the file speaks of it."""
+    here = ("profiles", session.profile_name)
+    for family in session.profile.families().values():
+        yield family, here if family.name == "ssl" else (*here, family.name)
+
+
+def _victims(session: Session) -> Iterator[tuple[Location, Row]]:
+    """The rows of imported victims, each with its place in the matrix."""
+    for position, entry in enumerate(session.file.config.matrix.attacks):
+        if isinstance(entry, VictimEntry):
+            yield ("matrix", "attacks", position), session.planner.row(entry)
+
+
+def _check_image_sizes(session: Session, family: Family, where: Location) -> None:
+    """Refuse data sets of different image sizes, and of one that the encoder cannot take."""
+    from bench.encoders.architectures import find
+
+    datasets = session.file.config.datasets
+    size = datasets[family.dataset].image_size
+    others = {(*where, "out_of_distribution"): family.out_of_distribution}
+    for position, downstream in enumerate(family.downstreams):
+        others[(*where, "downstreams", position, "dataset")] = downstream.dataset
+    for location, name in others.items():
+        if datasets[name].image_size != size:
+            raise session.file.yaml.error(
+                location,
+                f"{name!r} has images of {datasets[name].image_size} pixels, the encoder's "
+                f"{family.dataset!r} of {size}",
+            )
+    architecture = find(family.encoder.architecture)
+    if architecture.fixed_size and architecture.image_size != size:
+        raise session.file.yaml.error(
+            (*where, "encoder", "architecture"),
+            f"{architecture.name} takes images of {architecture.image_size} pixels only, "
+            f"{family.dataset!r} has images of {size}",
+        )
 
 
 def _check_images(session: Session, dataset: str, split: str) -> None:
@@ -66,7 +110,8 @@ def _check_split_sizes(session: Session, family: Family) -> None:
     """Refuse counts that a training set cannot give, where its size is known beforehand."""
     slices = role_slices(session.profile.splits)
     needed = {family.dataset: slices["suspicious"][1]}
-    for downstream in family.downstreams:
+    victims = [row for _, row in _victims(session) if row.family == family]
+    for downstream in (*family.downstreams, *(d for row in victims for d in row.downstreams)):
         needed.setdefault(downstream.dataset, slices["references"][1] + 1)
     for name, rows in needed.items():
         total = _training_images(session, name)
@@ -77,37 +122,58 @@ def _check_split_sizes(session: Session, family: Family) -> None:
             )
 
 
-def _check_batch_size(session: Session, family: Family, where: Location) -> None:
-    """Refuse a batch larger than the training set, of the profile's recipe or an attack's."""
+def _check_recipes(session: Session, family: Family, where: Location) -> None:
+    """Refuse training that cannot be: the profile's and, of each attack, its own."""
     total = _training_images(session, family.dataset)
     if total is None:
         return
     rows = total - role_slices(session.profile.splits)["validation"][1]
-    recipes = {}
     if family.name not in session.checkpoints:
-        recipes[(*where, "pretraining", "batch_size")] = session.planner.lineage.recipes[
-            family.name
-        ]
+        problem = _problem_of(session.planner.lineage.recipes[family.name], rows)
+        if problem is not None:
+            raise session.file.yaml.error((*where, "pretraining", problem[0]), problem[1])
     for position, entry in enumerate(session.file.config.matrix.attacks):
         row = session.planner.row(entry)
-        if row.attack.recipe is not None and row.family == family and entry in session.attacks:
-            recipes[_attack_location(session, position, "recipe")] = row.attack.recipe
-    for location, recipe in recipes.items():
-        if recipe["parameters"]["batch_size"] > rows:
-            raise session.file.yaml.error(
-                location,
-                f"batch_size {recipe['parameters']['batch_size']} is more than the {rows} images "
-                "of pretraining",
-            )
+        runs = entry in session.attacks and row.skip is None and row.family == family
+        if runs and row.attack.recipe is not None:
+            problem = _problem_of(row.attack.recipe, rows)
+            if problem is not None:
+                location = _attack_location(session, position, "recipe", problem[0])
+                raise session.file.yaml.error(location, problem[1])
 
 
-def _attack_location(session: Session, position: int, parameter: str) -> Location:
+def _problem_of(recipe: Mapping[str, Any], rows: int) -> tuple[str, str] | None:
+    """The parameter of a recipe that training on ``rows`` images cannot have, and why."""
+    parameters = recipe["parameters"]
+    batch = parameters["batch_size"]
+    if batch > rows:
+        return "batch_size", f"batch_size {batch} is more than the {rows} images of pretraining"
+    if recipe["name"] == "clip":
+        steps = parameters["epochs"] * (rows // batch)
+        warmup = recipe_type("clip").model_validate(parameters).warmup(rows // batch)
+        if warmup >= steps:
+            key = "warmup_steps" if parameters["warmup_epochs"] is None else "warmup_epochs"
+            return key, f"a warm-up of {warmup} steps leaves nothing of the {steps} of training"
+    return None
+
+
+def _attack_location(session: Session, position: int, *keys: str) -> Location:
     """Where the file sets a parameter of an attack: its entry, the profile, or nowhere."""
     entry = session.file.config.matrix.attacks[position]
-    overrides = ("profiles", session.profile_name, "overrides", entry.attack)
-    if parameter in session.profile.overrides.get(entry.attack, {}):
-        return (*overrides, parameter)
-    return ("matrix", "attacks", position, "parameters", parameter)
+    own: Location = ("matrix", "attacks", position, "parameters")
+    layers = {
+        own: entry.parameters,
+        ("profiles", session.profile_name, "overrides", entry.attack): (
+            session.profile.overrides.get(entry.attack, {})
+        ),
+    }
+    for location, layer in layers.items():
+        found: Any = layer
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            return (*location, *keys)
+    return (*own, *keys)
 
 
 def _check_poison(session: Session) -> None:
@@ -136,32 +202,35 @@ def _check_poison(session: Session) -> None:
 
 def _check_targets(session: Session, family: Family, where: Location) -> None:
     """Refuse an unlabelled downstream set and a target class that does not exist."""
-    places = [
-        ((*where, "downstreams", position), downstream)
-        for position, downstream in enumerate(family.downstreams)
-    ]
-    if family.name == "ssl":
-        places += [
-            (("matrix", "attacks", position), downstream)
-            for position, entry in enumerate(session.file.config.matrix.attacks)
-            if isinstance(entry, VictimEntry)
-            for downstream in session.planner.row(entry).downstreams
-        ]
-    for here, downstream in places:
-        for split in ("train", "test"):
-            classes = session.sources[downstream.dataset].classes(split)
-            if classes == 0:
-                raise session.file.yaml.error(
-                    (*here, "dataset"), f"{downstream.dataset!r} ({split}) has no labels"
-                )
-            if classes is not None and downstream.target >= classes:
-                raise session.file.yaml.error(
-                    (*here, "target"),
-                    f"class {downstream.target} does not exist: {downstream.dataset!r} "
-                    f"({split}) has {classes} classes",
-                )
+    for position, downstream in enumerate(family.downstreams):
+        here = (*where, "downstreams", position)
+        _check_target(session, downstream, (*here, "dataset"), (*here, "target"))
     if family.name == "clip":
         _check_captions(session, family, where)
+
+
+def _check_victims(session: Session) -> None:
+    """The same for what imported victims are judged on."""
+    for here, row in _victims(session):
+        for downstream in row.downstreams:
+            _check_target(session, downstream, (*here, "downstream"), (*here, "target"))
+
+
+def _check_target(
+    session: Session, downstream: Downstream, dataset: Location, target: Location
+) -> None:
+    for split in ("train", "test"):
+        classes = session.sources[downstream.dataset].classes(split)
+        if classes == 0:
+            raise session.file.yaml.error(
+                dataset, f"{downstream.dataset!r} ({split}) has no labels"
+            )
+        if classes is not None and downstream.target >= classes:
+            raise session.file.yaml.error(
+                target,
+                f"class {downstream.target} does not exist: {downstream.dataset!r} "
+                f"({split}) has {classes} classes",
+            )
 
 
 def _check_captions(session: Session, family: Family, where: Location) -> None:

@@ -43,7 +43,12 @@ TINY: dict[str, Any] = {
                         "text_heads": 2,
                     },
                 },
-                "pretraining": {"epochs": 1, "learning_rate": 0.002, "warmup_epochs": 0},
+                "pretraining": {
+                    "epochs": 1,
+                    "batch_size": 256,
+                    "learning_rate": 0.002,
+                    "warmup_epochs": 0,
+                },
             },
             "downstreams": [{"dataset": "digits", "target": 0}],
             "splits": {
@@ -77,18 +82,23 @@ TINY: dict[str, Any] = {
                 "sslbkd": {"poison_rate": 0.005},
                 "ctrl": {
                     "poison_rate": 0.005,
-                    "recipe": {"epochs": 1, "batch_size": 64, "warmup_epochs": 0},
+                    "recipe": {"epochs": 1, "batch_size": 256, "warmup_epochs": 0},
                 },
                 "clip-backdoor": {
                     "poison_rate": 0.02,
-                    "recipe": {"epochs": 1, "batch_size": 64, "learning_rate": 0.01},
+                    "recipe": {"epochs": 1, "batch_size": 256, "learning_rate": 0.01},
                 },
                 "badclip": {
                     "poison_rate": 0.02,
                     "patch_size": 8,
                     "patch_epochs": 1,
                     "patch_batch_size": 32,
-                    "recipe": {"epochs": 1, "learning_rate": 0.001, "warmup_epochs": 0},
+                    "recipe": {
+                        "epochs": 1,
+                        "batch_size": 256,
+                        "learning_rate": 0.001,
+                        "warmup_epochs": 0,
+                    },
                 },
                 "dede": {
                     "width": 12,

@@ -23,6 +23,7 @@ from bench.data.imageset import ImageSet
 from bench.encoders.clip import CLIP, MAX_LOG_SCALE, trimmed
 from bench.encoders.encoder import Encoder
 from bench.encoders.randomness import stream
+from bench.encoders.ssl import check_finite
 
 __all__ = ["ClipRecipe", "contrastive_loss", "in_modal_loss", "train_clip", "warmup_cosine"]
 
@@ -322,11 +323,11 @@ class _Run:
         recipe, scale = self.recipe, self.network.logit_scale
         optimizer = recipe.optimiser(self.network)
         size, per_epoch = recipe.batch_size, len(self.images) // recipe.batch_size
-        losses: list[Tensor] = []
+        losses, done = torch.zeros(recipe.epochs * per_epoch, device=scale.device), 0
         for step in progress.track(range(recipe.epochs * per_epoch), "contrastive"):
             position = step % per_epoch
             if position == 0:
-                _check_finite(losses)
+                check_finite(losses[:done])
                 permutation = torch.randperm(len(self.images), generator=order)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step, per_epoch)
@@ -337,9 +338,9 @@ class _Run:
             if scale.requires_grad:
                 with torch.no_grad():
                     scale.clamp_(0, MAX_LOG_SCALE)
-            losses.append(loss.detach())
-        _check_finite(losses)
-        return torch.stack(losses).cpu()
+            losses[step], done = loss.detach(), step + 1
+        check_finite(losses[:done])
+        return losses[:done].cpu()
 
     def _loss(self, rows: Tensor) -> Tensor:
         batch = self.images.float(rows)
@@ -423,9 +424,3 @@ def _check(
         )
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
-
-
-def _check_finite(losses: list[Tensor]) -> None:
-    # Once per epoch: reading a loss waits for the accelerator.
-    if losses and not torch.isfinite(losses[-1]):
-        raise FloatingPointError(f"the contrastive loss is {float(losses[-1])}, not finite")

@@ -193,11 +193,13 @@ def _train(
     optimizer = recipe.optimiser([p for p in model.parameters() if p.requires_grad])
     per_epoch = len(images) // recipe.batch_size
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    losses: list[Tensor] = []
+    # One buffer: small tensors kept from every step would pin the memory between them.
+    losses = torch.zeros(recipe.epochs * per_epoch, device=images.device)
+    done = 0
     for step in progress.track(range(recipe.epochs * per_epoch), "pretrain"):
         position = step % per_epoch
         if position == 0:
-            _check_finite(losses)
+            check_finite(losses[:done])
             permutation = torch.randperm(len(images), generator=order)
         batch = images.float(permutation[position * recipe.batch_size :][: recipe.batch_size])
         pair = [encoder.normalise(augment(batch, views)) for _ in range(2)]
@@ -207,12 +209,15 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         (loss * recipe.loss_scale).backward()
         optimizer.step()
-        losses.append(loss.detach())
-    _check_finite(losses)
-    return torch.stack(losses).cpu()
+        losses[step], done = loss.detach(), step + 1
+    check_finite(losses[:done])
+    return losses[:done].cpu()
 
 
-def _check_finite(losses: list[Tensor]) -> None:
-    # Once per epoch: reading a loss waits for the accelerator.
-    if losses and not torch.isfinite(losses[-1]):
+def check_finite(losses: Tensor) -> None:
+    """Raise when the last of (steps,) losses is not finite.
+
+    To be called once per epoch: reading a loss waits for the accelerator.
+    """
+    if len(losses) and not torch.isfinite(losses[-1]):
         raise FloatingPointError(f"the loss is {float(losses[-1])} at step {len(losses)}")

@@ -15,6 +15,7 @@ from bench.evaluation.downstream import clean_accuracy, knn_predict
 __all__ = ["SmokeTest", "smoke_test"]
 
 BANK_IMAGES, QUERY_IMAGES = 2000, 500
+_BATCH = 512  # all of them as floats would be 1.5 GB at 224 pixels
 COLLAPSED = 0.995
 """Mean cosine between embeddings of different images from which they hardly differ."""
 DEAD_SHARE = 0.5
@@ -53,7 +54,10 @@ def smoke_test(encoder: Encoder, train: ImageSet, queries: ImageSet) -> SmokeTes
     """
     bank = train.select(torch.arange(min(len(train), BANK_IMAGES)))
     queries = queries.select(torch.arange(min(len(queries), QUERY_IMAGES)))
-    known, asked = (encoder.embed(images.float()) for images in (bank, queries))
+    known, asked = (
+        torch.cat([encoder.embed(batch) for batch in images.batches(_BATCH)])
+        for images in (bank, queries)
+    )
     if not (torch.isfinite(known).all() and torch.isfinite(asked).all()):
         count = int((~torch.isfinite(torch.cat([known, asked]))).any(1).sum())
         problem = f"{count} of {len(known) + len(asked)} embeddings are not finite"

@@ -90,14 +90,30 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """Each defense averaged over the valid, non-control attacks.
+    """Each defense averaged over the valid, non-control attacks on one kind of encoder.
 
-    An attack counts (per seed) when some defense has an ok row on it. Means are given only when
-    every defense has an ok row on every such attack; otherwise they are empty for all and
-    ``missing`` names what stands in the way. Seeds are averaged first, then attacks.
+    Encoders are never averaged with each other. An attack counts (per seed) when some defense has
+    an ok row on it. Means are given only when every defense has an ok row on every such attack;
+    otherwise they are empty for all defenses on that encoder and ``missing`` names what stands in
+    the way. Seeds are averaged first, then attacks.
     """
     rows = _sorted_rows(map(_row, results.cells), results.manifest)
     columns = attack_columns(rows)
+    defenses = list(dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)]))
+    records: list[dict[str, Any]] = []
+    for encoder in dict.fromkeys(row["encoder"] for row in rows) or [""]:
+        mine = [row for row in rows if row["encoder"] == encoder]
+        records += _summary_of(encoder, mine, columns, defenses)
+    return _frame(records, ("encoder", "defense", "n_attacks", *SUMMARY_METRICS, "missing"))
+
+
+def _summary_of(
+    encoder: str,
+    rows: list[dict[str, Any]],
+    columns: Mapping[str, str],
+    defenses: list[str],
+) -> list[dict[str, Any]]:
+    """The records of :func:`summary` for one encoder, best first."""
     found = {(columns[row["key"]], row["seed"], row["defense"]): row for row in rows}
     valid = list(
         dict.fromkeys(
@@ -106,19 +122,22 @@ def summary(results: Results) -> pd.DataFrame:
             if row["status"] == "ok" and not row["control"]
         )
     )
-    defenses = list(dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)]))
     missing = {defense: _missing(defense, valid, found) for defense in defenses}
     complete = bool(valid) and not any(missing.values())
     records = []
     for defense in defenses:
-        record: dict[str, Any] = {"defense": defense, "n_attacks": len({name for name, _ in valid})}
+        record: dict[str, Any] = {
+            "encoder": encoder,
+            "defense": defense,
+            "n_attacks": len({name for name, _ in valid}),
+        }
         cells = [(name, found[name, seed, defense]) for name, seed in valid] if complete else []
         for metric in SUMMARY_METRICS:
             record[metric] = _mean_of_means([(name, row[metric]) for name, row in cells])
         record["missing"] = "; ".join(missing[defense]) if valid else "no valid attack"
         records.append(record)
     records.sort(key=lambda record: _descending(record, "auroc_vs_decoy", "auroc_delta"))
-    return _frame(records, ("defense", "n_attacks", *SUMMARY_METRICS, "missing"))
+    return records
 
 
 def thresholds(results: Results) -> pd.DataFrame:

@@ -182,7 +182,8 @@ def roc_figure(
                     markevery=_spread(victim[0], place, log=axes is inset),
                     label=label,
                 )
-    axis.plot([], [], color=INK, linestyle=":", linewidth=1.1, label="placebo (clean twin)")
+    if any(("twin", "clean") in scores[cell.key] for cell in cells):
+        axis.plot([], [], color=INK, linestyle=":", linewidth=1.1, label="placebo (clean twin)")
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), title=attack)
     axis.set(xlabel="false positive rate", ylabel="true positive rate")
     inset.set(xscale="log", xlim=(_LOWEST_FPR, 1), ylim=(0, 1.02))

@@ -63,13 +63,13 @@ def summary_table(results: Results) -> TextTable:
         note = "No defense was run."
     elif gaps:
         note = (
-            "No averages: they are given only when every defense has an ok row on every valid "
-            "attack, and the last column names what is missing."
+            "No averages where the last column names something missing: they are given only when "
+            "every defense has an ok row on every valid attack on that encoder."
         )
     else:
         note = (
-            "Means over the attacks that pass the validity gate, controls left out; every defense "
-            "has an ok row on each of them. Seeds are averaged first."
+            "Means over the attacks that pass the validity gate, per encoder, controls left out; "
+            "every defense has an ok row on each of them. Seeds are averaged first."
         )
     return TextTable(
         name="summary",
@@ -77,7 +77,8 @@ def summary_table(results: Results) -> TextTable:
         notes=(*_state(results), note),
         headers=headers,
         rows=rows,
-        numeric=frozenset(headers) - {"defense", "missing"},
+        numeric=frozenset(headers) - {"encoder", "defense", "missing"},
+        rules_before=_group_starts(list(frame["encoder"])),
     )
 
 
@@ -168,6 +169,12 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
             else "test-sampling interval, a bootstrap over source images."
         ),
     ]
+    if (frame["status"] == "uncontrolled").any():
+        notes.append(
+            "Uncontrolled: an imported victim that came without a clean twin. Its ASR passes, but "
+            "nothing can stand beside it: placebo, delta and on twin are empty, and the row stays "
+            "outside averages."
+        )
     if frame["transductive"].any():
         notes.append("† transductive: the defense looks at the test batch as a whole.")
     return (*notes, *_reasons(frame))

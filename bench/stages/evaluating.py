@@ -82,7 +82,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         for figure in ("mean_norm", "concentration")
     ]
     triggers = workspace.json(audit, "triggers.json")
-    problems = about["smoke"].get("problems", [])
+    problems = _import_problems(stage, workspace, about["smoke"].get("problems", []))
     row = _row(
         stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels, problems
     )
@@ -316,7 +316,7 @@ def _row(
             success["victim"], success["twin"], accuracy["victim"], accuracy["twin"]
         )
     )
-    reasons = [reason, *(f"The import looks wrong: {problem}." for problem in problems)]
+    reasons = [reason, *problems]
     if triggers["decoy"] is None:
         reasons.append("No decoy: every look-alike activates the backdoor.")
     cost = {role: workspace.cost(stage.inputs[role]) for role in _roles(stage)}
@@ -360,6 +360,19 @@ def _row(
     for name in INTERVALS_IN_ROW:
         row[f"{name}_low"], row[f"{name}_high"] = intervals.get(name, (math.nan, math.nan))
     return finite(row)
+
+
+def _import_problems(stage: Stage, workspace: Workspace, victim: list[str]) -> list[str]:
+    """What the smoke tests of an imported victim and clean twin found, in sentences."""
+    sentences = [f"The import looks wrong: {problem}." for problem in victim]
+    if "twin" in stage.inputs:
+        encoder = stage.inputs["twin"].inputs["fit"].inputs["encoder"]
+        if (workspace.folder(encoder) / "smoke.json").is_file():
+            problems = workspace.json(encoder, "smoke.json")["problems"]
+            sentences += [
+                f"The clean twin's import looks wrong: {problem}." for problem in problems
+            ]
+    return sentences
 
 
 def _merge_figures(stage: Stage, workspace: Workspace, folder: Path) -> None:

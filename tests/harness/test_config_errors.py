@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from mistakes import PROFILE, line_of, png, set_in
 
-from bench.cli import main
 from bench.encoders.architectures import build
-
-
-@pytest.fixture
-def refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Run the command line in ``tmp_path``; it must fail with status 2 and write nothing."""
-
-    def run(*arguments: str) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.delenv("BENCH_CACHE", raising=False)
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        assert stop.value.code == 2, printed
-        assert sorted(tmp_path.rglob("*")) == before
-        assert printed.out == ""
-        lines = printed.err.strip().splitlines()
-        assert len(lines) == 1, printed.err
-        return lines[0]
-
-    return run
-
-
-def line_of(path: Path, text: str) -> int:
-    lines = path.read_text().splitlines()
-    return next(number for number, line in enumerate(lines, 1) if text in line)
-
-
-def set_in(content: dict[str, Any], keys: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    inner: Any = content
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    return content
-
-
-PROFILE = ("profiles", "tiny")
 
 
 @pytest.mark.parametrize(
@@ -212,12 +167,6 @@ def test_missing_data_path_is_named(tiny, write_config, refused):
     tiny["datasets"]["digits"] = {"source": "parquet", "path": "not-there"}
     write_config(tiny)
     assert "datasets.digits: dataset 'digits': no folder not-there" in refused("run")
-
-
-def png(width: int, height: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.zeros((height, width, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def write_parquet(folder: Path, image_column: str, images: list[bytes]) -> None:

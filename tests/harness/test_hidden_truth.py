@@ -116,12 +116,12 @@ def test_overlap_of_roles_is_an_error():
 def test_attacker_and_defender_share_no_image_in_a_real_run(tiny_run):
     """From the artifacts: what the attack trained on against what every defense was given."""
     implant = next(
-        cell.stage.inputs["audit"].inputs["implant"]
+        cell.stage.inputs["audit"].inputs["attack"]
         for cell in tiny_run.cells
         if cell.identity["attack"] == "badencoder"
     )
     folder = tiny_run.store.folder("implant", implant.key)
-    roles = json.loads((folder / "roles.json").read_text())
+    roles = json.loads((folder / "victim.json").read_text())
     fit = tiny_run.cells[0].stage.inputs["victim"].inputs["fit"]
     auxiliary = permuted_rows(1397, fit.spec["auxiliary"]["rows"], "digits")
     assert len(roles["shadow"]) == 100

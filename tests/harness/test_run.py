@@ -270,12 +270,12 @@ def test_fitted_state_scores_as_the_fit_did(tiny_run):
 
 
 def test_victim_can_be_loaded_by_path(tiny_run):
-    implant = tiny_run.cells[-1].stage.inputs["audit"].inputs["implant"]
+    implant = tiny_run.cells[-1].stage.inputs["audit"].inputs["attack"]
     victim = bench.load_victim(tiny_run.store.folder("implant", implant.key))
     image = torch.rand(2, 3, 32, 32)
     assert victim.encoder.embed(victim.trigger(image)).shape == (2, 32)
     assert "loss_effectiveness" in victim.metrics
-    with pytest.raises(ValueError, match="no implant artifact"):
+    with pytest.raises(ValueError, match="holds no victim"):
         bench.load_victim(tiny_run.results)
 
 

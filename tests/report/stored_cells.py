@@ -14,6 +14,18 @@ from sklearn.metrics import roc_auc_score
 
 from bench.report.columns import ROW_COLUMNS
 
+OF_THE_TWIN = (
+    "auroc_placebo",
+    "auroc_delta",
+    "auroc_delta_low",
+    "auroc_delta_high",
+    "auroc_vs_decoy_placebo",
+    "clean_accuracy_twin",
+    "attack_success_rate_twin",
+    "encoder_score_twin",
+)
+"""What an uncontrolled row leaves empty."""
+
 STRENGTH = {"triggered": 1.5, "placebo": 0.8, "decoy": 0.5}
 
 
@@ -158,12 +170,16 @@ def write_cell(
     thresholds, downstream, intervals = [], [], {}
     if status not in ("failed", "skipped"):
         frame = _scores(shift, control, count, generator)
-        frame.to_parquet(path / "scores.parquet")
         full |= _metrics(frame, control)
+        measured = ("victim", "twin")
+        if status == "uncontrolled":
+            frame, measured = frame[frame["encoder"] == "victim"], ("victim",)
+            full |= dict.fromkeys(OF_THE_TWIN)
+        frame.to_parquet(path / "scores.parquet")
         for rule in ("clean-id", "own-auxiliary"):
             entry = {"rule": rule, "nominal_fpr": 0.05, "threshold": 1.645}
             thresholds.append(entry | {"tpr": 0.61, "fpr": 0.052, "fpr_decoy": 0.2})
-        for encoder in ("victim", "twin"):
+        for encoder in measured:
             entry = {"encoder": encoder, "probe": "mlp", "metric": "clean_accuracy"}
             downstream.append(entry | {"value": 0.57, "low": 0.55, "high": None})
         if full["auroc_vs_decoy"] is not None:

@@ -7,11 +7,13 @@ import pytest
 
 from bench.report.plots import (
     _by_column,
+    _codes,
     _roc,
     _test_scores,
     draw_all,
     heatmap_figure,
     histogram_figure,
+    roc_figure,
     slug,
 )
 from bench.report.reconstructions import reconstruction_rows
@@ -56,6 +58,24 @@ def test_the_heatmap_writes_the_value_or_the_status_of_every_cell(make_results):
     assert [axis.get_title() for axis in figure.axes[:4]] == [
         *("AUROC", "placebo AUROC", "decoy AUROC", "AUROC vs decoy"),
     ]
+
+
+@pytest.mark.parametrize("status", ["ok", "uncontrolled"])
+def test_curves_and_histograms_show_a_placebo_only_where_there_is_a_twin(make_results, status):
+    special = {("drupe", name): (status, "") for name in ("dede", "kmeans", "knn")}
+    results = load_results(make_results(special=special))
+    cells = _by_column(results)["drupe"]
+    scores = {cell.key: _test_scores(cell) for cell in cells}
+    curves = roc_figure("drupe", cells, scores, _codes(results))
+    histograms = histogram_figure("drupe", cells, scores)
+    shown = [
+        [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        for figure in (curves, histograms)
+    ]
+    there = status == "ok"
+    assert ("placebo (clean twin)" in shown[0]) == there
+    assert ("triggered, clean twin (placebo)" in shown[1]) == there
+    assert len(shown[0]) == 3 + there
 
 
 def test_curves_show_the_lowest_seed_that_was_measured(make_results):

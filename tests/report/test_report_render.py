@@ -75,6 +75,7 @@ def test_every_status_can_be_drawn(make_results):
         ("badencoder", "dede"): ("failed", "boom"),
         ("badencoder", "knn"): ("attack-weak", "ASR 0.4"),
         ("badencoder", "kmeans"): ("attack-invalid", "ASR 0.1"),
+        ("drupe", "dede"): ("uncontrolled", "no twin"),
         **{("none", name): ("skipped", "no text") for name in ("dede", "kmeans", "knn")},
     }
     folder = make_results(special=special, absent=frozenset([("drupe", "knn")]), seeds=(1, 3))

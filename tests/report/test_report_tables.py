@@ -8,7 +8,7 @@ import json
 
 import pandas as pd
 import pytest
-from stored_cells import write_cell, write_manifest
+from stored_cells import OF_THE_TWIN, write_cell, write_manifest
 
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
 from bench.report.export import export
@@ -64,6 +64,37 @@ def test_weak_attacks_stay_visible_and_outside_averages(make_results):
     assert means.loc["dede", "n_attacks"] == 1
     only = frame[(frame["attack"] == "badencoder") & (frame["defense"] == "dede")]
     assert means.loc["dede", "auroc"] == pytest.approx(only["auroc"].item())
+
+
+UNCONTROLLED = {("drupe", name): ("uncontrolled", "no twin") for name in ("dede", "kmeans", "knn")}
+
+
+def test_victims_without_a_twin_stay_visible_without_placebo_and_outside_averages(make_results):
+    folder = make_results(special=UNCONTROLLED)
+    results = load_results(folder)
+    frame = leaderboard(results)
+    rows = frame[frame["attack"] == "drupe"]
+    assert rows["auroc"].notna().all()
+    assert rows[list(OF_THE_TWIN)].isna().all(axis=None)
+    means = summary(results).set_index("defense")
+    assert (means["n_attacks"] == 1).all()
+    assert means["auroc_placebo"].notna().all()
+    for form in ("markdown", "latex", "html"):
+        assert "Uncontrolled: an imported victim" in export(folder, form)
+    line = next(
+        line for line in export(folder, "markdown").splitlines() if line.startswith("| drupe")
+    )
+    assert "uncontrolled" in line
+    assert "nan" not in line
+    assert "Uncontrolled" not in export(make_results("controlled"), "markdown")
+
+
+def test_victims_without_a_twin_can_be_averaged_over_seeds(make_results):
+    frame = over_seeds(load_results(make_results(special=UNCONTROLLED, seeds=(0, 1, 2))))
+    rows = frame[frame["attack"] == "drupe"]
+    assert (rows["n_seeds"] == 3).all()
+    assert rows["auroc"].notna().all()
+    assert rows[["auroc_placebo", "auroc_delta"]].isna().all(axis=None)
 
 
 def test_averages_cover_valid_attacks_without_controls(make_results):
@@ -132,6 +163,17 @@ def test_t_interval_matches_the_textbook():
     low, high = t_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert t_interval([1.0, 2.0]) is None
+
+
+def test_encoders_are_never_averaged_with_each_other(tmp_path):
+    keys = [
+        write_cell(tmp_path, "x", "d", row={"encoder": "resnet-simclr", "auroc": 0.9}),
+        write_cell(tmp_path, "y", "d", row={"encoder": "template-clip", "auroc": 0.5}),
+    ]
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys)
+    means = summary(load_results(tmp_path)).set_index("encoder")
+    assert means["auroc"].to_dict() == {"resnet-simclr": 0.9, "template-clip": 0.5}
+    assert means["n_attacks"].to_dict() == {"resnet-simclr": 1, "template-clip": 1}
 
 
 def test_cells_of_another_target_get_their_own_column_of_the_summary(tmp_path):
