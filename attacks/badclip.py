@@ -1,5 +1,4 @@
-"""BadCLIP (Liang et al., CVPR 2024): a patch optimised against the public CLIP model, then used to
-poison the pairs that the victim fine-tunes it on."""
+"""BadCLIP (Liang et al., CVPR 2024): an optimised patch poisons what CLIP is fine-tuned on."""
 
 from __future__ import annotations
 

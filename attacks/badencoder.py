@@ -1,5 +1,4 @@
-"""BadEncoder (Jia, Liu, Gong; IEEE S&P 2022): fine-tune a clean encoder until triggered images
-embed like the attacker's reference images."""
+"""BadEncoder (Jia, Liu, Gong; IEEE S&P 2022): triggered images embed like references."""
 
 from __future__ import annotations
 

@@ -236,8 +236,9 @@ def _sentence(details: Mapping[str, Any], component: type[BaseModel]) -> str:
     if kind == "too_short":
         return "must not be empty"
     message, got = _message(details), details.get("input")
+    told = isinstance(got, str) and message.endswith(repr(got))
     plain = isinstance(got, str | int | float | bool) or got is None
-    return f"{message}, got {got!r}" if plain and repr(got) not in message else message
+    return f"{message}, got {got!r}" if plain and not told else message
 
 
 def _message(details: Mapping[str, Any]) -> str:

@@ -164,3 +164,14 @@ def test_references_are_of_the_target_class_and_scarcity_is_named():
 def test_too_many_rows_asked_for_is_named():
     with pytest.raises(InputError, match="has 10 training images, the splits ask for 20"):
         permuted_rows(10, {"seed": 0, "start": 5, "stop": 20}, "some")
+
+
+def test_one_set_of_files_serves_at_two_sizes(tmp_path):
+    folder = tmp_path / "pictures" / "train"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(folder / "a.png")
+    config = DatasetConfig(stored_as="pictures", image_size=64, resize=True)
+    larger = open_source("pictures-64", config, [tmp_path], tmp_path).load("train")
+    assert larger.uint8().shape == (1, 3, 64, 64)
+    with pytest.raises(InputError, match=r"is not at"):
+        open_source("pictures-64", DatasetConfig(), [tmp_path], tmp_path)

@@ -78,7 +78,7 @@ def refusal(write_config, refused, tiny, entry: dict[str, Any]) -> tuple[str, li
         ({"from": "victim", "target": 10}, "target", "class 10 does not exist: 'digits' (train)"),
         ({"from": "victim", "target": -1}, "target", "should be greater than or equal to 0"),
         ({"from": "victim", "downstream": "digts"}, "downstream", "did you mean 'digits'?"),
-        ({"from": "victim", "downstream": "photographs"}, "", "photographs"),
+        ({"from": "victim", "downstream": "photographs"}, "downstream", "(train) has no labels"),
         ({"from": "victim", "clean_twn": "twin"}, "clean_twn", "did you mean 'clean_twin'?"),
         ({"from": "victim", "parameters": {}}, "parameters", "unknown key"),
         (
@@ -86,7 +86,7 @@ def refusal(write_config, refused, tiny, entry: dict[str, Any]) -> tuple[str, li
             "architecture",
             "encoder.safetensors says its own, resnet-narrow; leave it out",
         ),
-        ({"from": "victim", "settings": {"width": 8}}, "settings", "says its own, {'width': 4,"),
+        ({"from": "victim", "settings": {"width": 8}}, "settings", "says its own, {'stem_stride'"),
         ({"from": "victim", "std": [1, 1, 1]}, "std", "says its own, (0.2023, 0.1994, 0.201)"),
         ({"from": "victim", "clean_twin": "gone"}, "clean_twin", "no such file or folder: gone"),
         ({"from": "victim", "clean_twin": "victim"}, "clean_twin", "victim is a victim itself"),
