@@ -146,7 +146,7 @@ class BlendedTrigger(SizedTrigger):
     alpha: float = Field(0.2, gt=0, le=1)
     png: str | None = None
     """Base64 of an RGB PNG as large as the image."""
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     """Of the noise, which has no 8-bit levels."""
     variant: Variant = "original"
     """A look-alike of the pattern, of the same energy: what decoys stamp."""

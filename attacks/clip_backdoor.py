@@ -20,7 +20,8 @@ from bench.api import (
 
 
 class CLIPBackdoorRecipe(ClipRecipe):
-    """Fine-tuning of the image tower alone, as DECREE's code does it, but at a real temperature.
+    """Fine-tuning of the image tower with the text tower frozen, as DECREE's code does it, but at a
+    real, learnt temperature.
 
     Its code fixes the factor on cosine similarities at exp(0.5) = 1.65 where CLIP's is near 100:
     ``fixed_logit_scale: 1.6487`` is that reading.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from attacks.triggers import SpectralTrigger
 from bench.api import (
@@ -22,8 +25,8 @@ class CTRLRecipe(SSLRecipe):
     """How CTRL's code trains: input without normalisation, SupCon's factor on the loss, SGD, and
     a warm-up of ten epochs before the cosine.
 
-    BYOL is the other ``ssl``; set ``projector_out: 256``, ``loss_scale: 1`` and
-    ``target_initialisation: random`` with it, as published.
+    With ``ssl: byol`` the projector gives 256 features and the loss has no factor, unless they are
+    set; its code also draws the target network apart (``target_initialisation: random``).
     """
 
     epochs: int = Field(default=800, ge=1)
@@ -39,6 +42,13 @@ class CTRLRecipe(SSLRecipe):
     joint_batch_norm: bool = True
     normalise_input: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _byol(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("ssl") == "byol":
+            return {"projector_out": 256, "loss_scale": 1.0, **value}
+        return value
+
 
 class CTRL(DataPoisoning):
     """CTRL, sections 3.2-3.3: the trigger goes on a share of the training images, all of the
@@ -50,7 +60,7 @@ class CTRL(DataPoisoning):
 
     poisons: ClassVar[Literal["target-class", "other-classes"]] = "target-class"
     recipe: CTRLRecipe = CTRLRecipe()
-    magnitude: float = Field(100.0, gt=0)
+    magnitude: float = Field(100.0, gt=0, le=1e5)
     """Added to each chosen coefficient of the orthonormal DCT, on the 0-255 scale."""
     positions: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
     channels: tuple[int, ...] = (1, 2)

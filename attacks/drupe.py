@@ -24,7 +24,7 @@ from attacks._reference_tuning import (
 )
 from bench.api import AttackerWorld, Field, Victim
 
-SimilarityMean = Literal["published", "off-diagonal"]
+SimilarityMean = Literal["off-diagonal", "upstream"]
 
 
 class Terms(NamedTuple):
@@ -52,7 +52,7 @@ def loss_terms(
     features: StepFeatures,
     projections: Tensor,
     reduce: Reduction = "max",
-    similarity_mean: SimilarityMean = "published",
+    similarity_mean: SimilarityMean = "upstream",
 ) -> Terms:
     """All terms of one step, differentiable in the trained encoder's features.
 
@@ -85,7 +85,7 @@ def similarity_spread(triggered: Tensor, references: Tensor) -> Tensor:
     return (functional.normalize(references, dim=-1) @ centre).std()
 
 
-def mean_similarity(features: Tensor, mean: SimilarityMean = "published") -> Tensor:
+def mean_similarity(features: Tensor, mean: SimilarityMean = "upstream") -> Tensor:
     """S_b2b: how alike (B, D) features are, from the norm of their mean direction alone.
 
     The mean over all B x B cosines is the squared norm of the mean unit vector. ``published`` is
@@ -94,7 +94,7 @@ def mean_similarity(features: Tensor, mean: SimilarityMean = "published") -> Ten
     """
     count = len(features)
     everything = functional.normalize(features, dim=-1).mean(0).square().sum()
-    if mean == "published":
+    if mean == "upstream":
         return everything * (1 - 1 / count)
     return (count * everything - 1) / (count - 1)
 
@@ -161,7 +161,7 @@ class Drupe(ReferenceAttack):
     """``wb``, the baseline in the published code: L0 + lambda1 L1 + lambda2 L2 plus the first cost
     times W, without stages."""
     l0_reduce: Reduction = "max"
-    similarity_mean: SimilarityMean = "published"
+    similarity_mean: SimilarityMean = "off-diagonal"
     references: int = Field(3, ge=2)
     """At least two: one reference has no spread."""
     projections: int = Field(50, ge=1)

@@ -319,7 +319,11 @@ def drawn_captions(class_name: str, count: int, generator: torch.Generator) -> t
 
 
 def stamped_files(images: ImageSet, rows: Tensor, trigger: Trigger) -> Tensor:
-    """uint8 (k, 3, H, W): the images at ``rows`` with the trigger, as a poisoner stores them."""
+    """uint8 (k, 3, H, W): the images at ``rows`` with the trigger, as a poisoner stores them.
+
+    8-bit files whatever the trigger's transport, which says what a test image goes through.
+    """
+    trigger = trigger.model_copy(update={"transport": "8bit"})
     return trigger(images.float(rows)).mul(255).round().to(torch.uint8).cpu()
 
 

@@ -40,8 +40,6 @@ class AttackEntry(Model):
     attack: str
     label: Label
     parameters: dict[str, Any] = {}
-    settings_tried: int = Field(1, ge=1)
-    """How many settings were tried on validation images before this one: stored with the row."""
 
 
 class VictimEntry(Model):
@@ -243,6 +241,9 @@ class Profile(Model):
     threads: int = Field(2, ge=1, le=1024)
     score_batch: int = Field(512, ge=1)
     overrides: dict[str, dict[str, Any]] = {}
+    settings_tried: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Attack -> how many settings of it were tried at this scale before the overrides that stand
+    there; 1 where nothing is said. Stored with every row."""
 
     @field_validator("seeds", "downstreams")
     @classmethod

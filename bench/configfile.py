@@ -126,6 +126,12 @@ class ConfigFile:
                     (*here, "overrides", name),
                     f"unknown attack or defense {name!r}{nearest(name, known)}",
                 )
+        for name in profile.settings_tried:
+            if name not in registry.entries("attacks"):
+                close = nearest(name, registry.entries("attacks"))
+                raise self.yaml.error(
+                    (*here, "settings_tried", name), f"unknown attack {name!r}{close}"
+                )
         families = profile.families()
         used: set[str] = set()
         for group in registry.GROUPS:
@@ -265,7 +271,8 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         annotation = current.model_fields[part].annotation
         current = _model_in(annotation)
         inside_container = current is not None and current is not annotation
-    return list(getattr(current, "model_fields", {}))
+    fields = getattr(current, "model_fields", {})
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _model_in(annotation: Any) -> Any:

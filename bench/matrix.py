@@ -154,7 +154,7 @@ class Planner:
             "attack": {
                 **row.attack.describe(),
                 "label": row.entry.label,
-                "settings_tried": getattr(row.entry, "settings_tried", 1),
+                "settings_tried": self.profile.settings_tried.get(row.attack.name, 1),
             },
             "defense": {**defender.describe(), "label": entry.label},
             "profile": self.profile_name,

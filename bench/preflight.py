@@ -48,6 +48,7 @@ def check(session: Session) -> None:
         _check_targets(session, family, where)
     _check_victims(session)
     _check_poison(session)
+    _check_references(session)
 
 
 def _families(session: Session) -> Iterator[tuple[Family, Location]]:
@@ -148,6 +149,12 @@ def _problem_of(recipe: Mapping[str, Any], rows: int) -> tuple[str, str] | None:
     batch = parameters["batch_size"]
     if batch > rows:
         return "batch_size", f"batch_size {batch} is more than the {rows} images of pretraining"
+    if recipe["name"] == "ssl" and parameters["warmup_epochs"] >= parameters["epochs"]:
+        epochs = parameters["epochs"]
+        return "warmup_epochs", (
+            f"a warm-up of {parameters['warmup_epochs']} epochs leaves nothing of the {epochs} of "
+            "training"
+        )
     if recipe["name"] == "clip":
         steps = parameters["epochs"] * (rows // batch)
         warmup = recipe_type("clip").model_validate(parameters).warmup(rows // batch)
@@ -200,6 +207,19 @@ def _check_poison(session: Session) -> None:
                 raise session.file.yaml.error(location, str(error)) from None
 
 
+def _check_references(session: Session) -> None:
+    """Refuse more reference images than there are images to take them from."""
+    available = session.profile.splits.references
+    for position, entry in enumerate(session.file.config.matrix.attacks):
+        row = session.planner.row(entry)
+        if entry in session.attacks and row.skip is None and row.attack.references > available:
+            raise session.file.yaml.error(
+                _attack_location(session, position, "references"),
+                f"{row.attack.references} reference images of one class cannot be among "
+                f"splits.references, {available}",
+            )
+
+
 def _check_targets(session: Session, family: Family, where: Location) -> None:
     """Refuse an unlabelled downstream set and a target class that does not exist."""
     for position, downstream in enumerate(family.downstreams):
@@ -213,7 +233,20 @@ def _check_victims(session: Session) -> None:
     """The same for what imported victims are judged on."""
     for here, row in _victims(session):
         for downstream in row.downstreams:
+            if _files(session, downstream.dataset) == _files(
+                session, row.family.out_of_distribution
+            ):
+                raise session.file.yaml.error(
+                    (*here, "downstream"),
+                    f"{downstream.dataset!r} is the out-of-distribution set: its images have "
+                    "other roles",
+                )
             _check_target(session, downstream, (*here, "downstream"), (*here, "target"))
+
+
+def _files(session: Session, dataset: str) -> str:
+    """What a data set's images are looked for under, which two names may share."""
+    return session.file.config.datasets[dataset].stored_as or dataset
 
 
 def _check_target(
@@ -236,6 +269,13 @@ def _check_target(
 def _check_captions(session: Session, family: Family, where: Location) -> None:
     """Image-text training needs captions, or labels to make them of."""
     source = session.sources[family.dataset]
+    if session.planner.lineage.recipes["clip"]["parameters"]["inmodal_weight"] > 0 and (
+        source.classes("train") == 0
+    ):
+        raise session.file.yaml.error(
+            (*where, "pretraining", "inmodal_weight"),
+            f"a second caption is made of labels, and {family.dataset!r} has none",
+        )
     if source.captioned("train") is False and source.classes("train") == 0:
         raise session.file.yaml.error(
             (*where, "dataset"),

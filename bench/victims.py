@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench import registry
 from bench.config import Family, Profile, VictimEntry
@@ -102,7 +103,7 @@ class VictimFiles:
         stored: dict[str, Any] = {}
         for name in (TRIGGERS, VICTIM):
             if (path / name).is_file():
-                stored |= json.loads((path / name).read_text(encoding="utf-8"))
+                stored |= _read(path / name)
         return path / ENCODER, stored
 
     def _network(
@@ -210,11 +211,49 @@ class VictimFiles:
             return trigger_record(trigger)
 
 
+class _Record(BaseModel):
+    """A trigger as a victim's folder records it."""
+
+    kind: str
+    parameters: dict[str, Any]
+    description: str = ""
+
+
+class _Stored(BaseModel):
+    """What this module reads of ``triggers.json`` and ``victim.json``."""
+
+    model_config = ConfigDict(extra="ignore")
+    trigger: _Record | None = None
+    target: int | None = Field(None, ge=0)
+    clean_twin: str | None = None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of a victim's folder, checked.
+
+    Raises
+    ------
+    ValueError
+        One line that names the file and the key.
+    """
+    try:
+        return _Stored.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path.name}{f', {where}' if where else ''}: {first['msg'][0].lower()}"
+            f"{first['msg'][1:]}"
+        ) from None
+
+
 def _own_description(path: Path) -> dict[str, Any] | None:
     """What a file says about its network; None for one that is not ours."""
     from bench.encoders.weights import read_metadata
 
     found = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if not isinstance(found, Mapping):
+        return None
     return found if found.keys() >= {*_FILE_SAYS, "image_size"} else None
 
 

@@ -136,7 +136,10 @@ class Captions(Source):
             return tuple(named)
         if min(map(int, named)) < 0:
             raise InputError(f"{self._file(split)}: a label is {min(map(int, named))}")
-        return numbered_classes(max(map(int, named)))
+        try:
+            return numbered_classes(max(map(int, named)))
+        except InputError as error:
+            raise InputError(f"{self._file(split)}: {error}") from None
 
 
 def _pair(file: Path, line: int, row: dict[str, Any]) -> _Pair:

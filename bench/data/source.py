@@ -132,8 +132,19 @@ def digest_files(files: Sequence[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
+MOST_CLASSES = 1_000_000
+
+
 def numbered_classes(highest: int) -> tuple[str, ...]:
-    """Names for labels 0 to ``highest`` that nobody has named."""
+    """Names for labels 0 to ``highest`` that nobody has named.
+
+    Raises
+    ------
+    InputError
+        For a label that no class can have: it would ask for as many names.
+    """
+    if highest >= MOST_CLASSES:
+        raise InputError(f"a label is {highest}; labels go from 0 to {MOST_CLASSES - 1} at most")
     return tuple(str(label) for label in range(highest + 1))
 
 

@@ -23,7 +23,14 @@ def poison(stage: Stage, workspace: Workspace, folder: Path) -> None:
     rows = permuted_rows(len(whole), {"all_but": spec["held_out"]}, whole.name)
     train = whole.select(rows)
     name = class_name(workspace.images(stage.inputs["downstream"]), spec["target"])
-    target = whole.class_names.index(name) if name in whole.class_names else -1
+    if stage.inputs["train"].key == stage.inputs["downstream"].key:
+        target = spec["target"]
+    else:
+        target = whole.class_names.index(name) if name in whole.class_names else -1
+    start = None
+    if "encoder" in stage.inputs:
+        # A copy: what a third party's attack does to it stays with the attack.
+        start = workspace.encoder(stage.inputs["encoder"]).clone()
     owned = permuted_rows(len(whole), spec["candidates"], whole.name)
     world = PoisonerWorld(
         candidates=torch.isin(rows, owned).nonzero().squeeze(1),
@@ -31,7 +38,7 @@ def poison(stage: Stage, workspace: Workspace, folder: Path) -> None:
         class_name=name,
         generator=workspace.generator(stage),
         progress=workspace.progress,
-        encoder=workspace.encoder(stage.inputs["encoder"]) if "encoder" in stage.inputs else None,
+        encoder=start,
         precision=workspace.environment.precision,
     )
     result = attack.poison(train, world)

@@ -176,6 +176,9 @@ def implant(stage: Stage, workspace: Workspace, folder: Path) -> None:
             precision=workspace.environment.precision,
         )
     )
+    broken = [n for n, v in victim.encoder.network.named_parameters() if not v.isfinite().all()]
+    if broken:
+        raise FloatingPointError(f"the attack diverged: {broken[0]} is not finite; lower its rate")
     victim.encoder.save(folder / "encoder.safetensors")
     write_json(folder / "metrics.json", dict(victim.metrics))
     _write_victim(

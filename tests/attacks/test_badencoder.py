@@ -215,3 +215,13 @@ def test_every_augmented_view_is_held_to_its_own_reference():
     between = float(cosine_similarity(dark, bright, dim=0))
     assert between < 0.9, "the two references must differ for this test to say anything"
     assert metrics["loss_references"] < -0.98
+
+
+def test_consistency_has_the_golden_value_of_the_image_on_image_term():
+    """D10: minus the mean cosine of 64 rows of 8 features, each of unit length."""
+    step = torch.arange(512, dtype=torch.float64)
+    first, second = (
+        torch.nn.functional.normalize(values.float().view(64, 8), dim=1)
+        for values in ((0.3 * step).sin(), (0.17 * step).cos())
+    )
+    assert float(consistency(first, second)) == pytest.approx(GOLDEN["D10"], abs=1e-6)

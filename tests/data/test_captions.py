@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -56,6 +57,14 @@ def folder(tmp_path) -> Path:
         "image,caption,label\npictures/4.png,one dog,dog\npictures/5.png,one frog,frog\n"
     )
     return root
+
+
+def test_templates_are_those_that_stored_results_were_made_with():
+    """They come with open_clip and decide captions: another wording asks for new stage versions
+    (poison, pretrain, probe)."""
+    text = "\n".join(template("x") for template in prompt_templates())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert digest == GOLDEN["templates"]["sha256_about_x"]
 
 
 def test_templates_are_the_published_ones():

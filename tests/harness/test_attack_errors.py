@@ -54,6 +54,14 @@ RATE = "of 1277 training images is 638; among the attacker's images "
         ("badclip", {"patch_file": "no.png"}, "patch_file", "no such file: no.png"),
         ("drupe", {"transport": "jpeg-0"}, "transport", "a quality from 1 to 100, not 'jpeg-0'"),
         ("ctrl", {"transport": "png"}, "transport", "'jpeg-<quality>'"),
+        ("ctrl", {"magnitude": 1e300}, "magnitude", "less than or equal to 100000"),
+        (
+            "ctrl",
+            {"recipe": {"epochs": 2, "warmup_epochs": 2}},
+            "recipe.warmup_epochs",
+            "a warm-up of 2 epochs leaves nothing of the 2 of training",
+        ),
+        ("drupe", {"references": 500}, "references", "cannot be among splits.references, 60"),
         ("badclip", {"distance": "cosin"}, "distance", "should be 'euclidean', 'squared' or"),
     ],
 )
@@ -138,6 +146,7 @@ def test_mistake_about_the_clip_model_is_named_with_line_and_key(
         ("image,caption\na.png,a cat\na.png,\n", "line 3: the caption is empty"),
         ("image,caption\na.png,a cat\nb.png,a dog\n", "line 3: no image file"),
         ("image,caption\na.png,a cat, a dog\n", "line 2: more fields than columns"),
+        ("image,caption,label\na.png,a cat,99999999999\n", "a label is 99999999999; labels go"),
         ("image,caption\nwide.png,a cat\n", "is 16x32 pixels, dataset 'pairs' wants 32x32"),
     ],
 )

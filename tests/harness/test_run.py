@@ -353,3 +353,12 @@ def test_two_runs_on_one_cache_agree(tmp_path):
     pd.testing.assert_frame_equal(one, two)
     session = Session(ConfigFile(tmp_path / "bench.yaml"), Selection())
     assert CellStore(tmp_path / "one" / "tiny").done(session.cells[3].key)
+
+
+def test_attack_that_diverges_fails_with_its_reason_and_leaves_no_victim(tiny, session_of):
+    tiny["matrix"] = {"attacks": ["badencoder"], "defenses": ["mahalanobis"]}
+    tiny["profiles"]["tiny"]["overrides"]["badencoder"]["learning_rate"] = 1e30
+    session = session_of(tiny)
+    reason = next(iter(session.run().failed.values()))
+    assert "implant badencoder: FloatingPointError: the attack diverged" in reason
+    assert not list(session.store.root.glob("implant/*/*/encoder.safetensors"))

@@ -221,3 +221,31 @@ def test_checkpoint_of_more_than_tensors_is_never_loaded(tiny, write_config, ref
     torch.save({"state_dict": {"f.0.weight": torch.zeros(1)}, "who": Path}, files / "theirs.pth")
     error, _ = refusal(write_config, refused, tiny, {**PTH, **MARKS, "from": "theirs.pth"})
     assert "damaged, or a pickle of more than tensors, which is never loaded" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("victim.json", "[1]", "victim.json: input should be an object"),
+        ("victim.json", '{"target": "abc"}', "victim.json, target: input should be a valid int"),
+        ("victim.json", '{"target": -3}', "victim.json, target: input should be greater"),
+        ("victim.json", "{", "victim.json: invalid JSON"),
+        ("triggers.json", '{"trigger": {"kind": "patch"}}', "triggers.json, trigger.parameters: f"),
+        ("triggers.json", '{"trigger": "abc"}', "triggers.json, trigger: input should be"),
+    ],
+)
+def test_victim_whose_files_say_something_else_is_refused(
+    tiny, write_config, refused, files, name, content, message
+):
+    (files / "victim" / name).write_text(content)
+    seal(files / "victim")
+    error, _ = refusal(write_config, refused, tiny, {"from": "victim"})
+    assert f"{HERE}.from: {message}" in error
+
+
+def test_downstream_that_is_the_out_of_distribution_set_is_refused(
+    tiny, write_config, refused, files
+):
+    entry = {"from": "victim", "downstream": "photographs"}
+    error, _ = refusal(write_config, refused, tiny, entry)
+    assert f"{HERE}.downstream: 'photographs' is the out-of-distribution set" in error
