@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -87,7 +86,8 @@ class BadCLIP(DataPoisoning):
     recipe: BadCLIPRecipe = BadCLIPRecipe()
     patch_size: int = Field(16, ge=1)
     patch_file: Path | None = None
-    """A finished patch, such as the published one, in the place of stage 1."""
+    """A finished patch, such as the published one, in the place of stage 1, whose parameters then
+    have no say."""
     patch_epochs: int = Field(50, ge=1)
     patch_batch_size: int = Field(64, ge=2)
     patch_learning_rate: float = Field(1e-3, gt=0)
@@ -103,14 +103,6 @@ class BadCLIP(DataPoisoning):
     """Whose embeddings the triplet pushes away from: the clean images' (paper), or, as the
     published code ends up doing, those of triggered images."""
     transport: Transport = "8bit"
-
-    @model_validator(mode="after")
-    def _one_patch(self) -> BadCLIP:
-        stage1 = ("patch_size", "patch_epochs", "patch_batch_size", "patch_learning_rate")
-        for name in stage1 if self.patch_file is not None else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no say beside a finished patch_file; leave it out")
-        return self
 
     def check(self, image_size: int) -> None:
         self.trigger(image_size)

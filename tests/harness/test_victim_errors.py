@@ -78,7 +78,6 @@ def refusal(write_config, refused, tiny, entry: dict[str, Any]) -> tuple[str, li
         ({"from": "victim", "target": 10}, "target", "class 10 does not exist: 'digits' (train)"),
         ({"from": "victim", "target": -1}, "target", "should be greater than or equal to 0"),
         ({"from": "victim", "downstream": "digts"}, "downstream", "did you mean 'digits'?"),
-        ({"from": "victim", "downstream": "photographs"}, "downstream", "(train) has no labels"),
         ({"from": "victim", "clean_twn": "twin"}, "clean_twn", "did you mean 'clean_twin'?"),
         ({"from": "victim", "parameters": {}}, "parameters", "unknown key"),
         (
