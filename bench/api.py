@@ -55,7 +55,11 @@ __all__ = [
     "stamped_files",
 ]
 
-Requirement = Literal["gradients", "features", "text", "suspicious", "auxiliary_labels"]
+Requirement = Literal[
+    "gradients", "features", "text", "suspicious", "auxiliary_labels", "trigger_support"
+]
+"""``trigger_support`` is for analysis alone: it tells where the trigger lies, and such cells are
+marked and stay out of averages."""
 
 
 class Encoder(Protocol):
@@ -70,6 +74,12 @@ class Encoder(Protocol):
 
     def forward(self, images: Tensor) -> Tensor:
         """The same map, differentiable in ``images``; parameters frozen, batch norm in eval."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[0, 1] -> what :meth:`forward_normalised` takes."""
+
+    def forward_normalised(self, inputs: Tensor) -> Tensor:
+        """:meth:`forward` after :meth:`normalise`, differentiable in ``inputs``."""
 
     def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Intermediate features (N, C, h, w) of the named ``layers``."""
@@ -343,6 +353,12 @@ class DefenderView:
         give, computed once for all defenses.
     suspicious
         Only for who requires it: an unlabelled, shuffled pool at the protocol's poison rate.
+    base
+        Only for who requires ``suspicious``: a small clean set beside it, in-distribution whatever
+        the auxiliary set is; its labels only for who requires ``auxiliary_labels``.
+    trigger_support
+        Only for who requires it, which is an analysis and no defense: bool (H, W), the pixels that
+        the attack's trigger may change.
     generator
         The only source of randomness, on the CPU; ``seed`` is an integer drawn from the same.
     """
@@ -354,6 +370,8 @@ class DefenderView:
     seed: int
     progress: Progress
     suspicious: ImageSet | None = None
+    base: ImageSet | None = None
+    trigger_support: Tensor | None = None
     precision: str = "float32"
 
 
@@ -361,13 +379,22 @@ class Defense(Component, ABC):
     """A sample detector: one score per image, higher = more suspicious.
 
     Required: :meth:`fit`, :meth:`score`, a docstring that names the source.
-    Optional: :meth:`score_encoder`, :meth:`figures`, :meth:`state` with :meth:`load_state`.
+    Optional: :meth:`score_encoder` with :meth:`encoder_threshold`, :meth:`figures`, :meth:`state`
+    with :meth:`load_state`.
     Scores must not depend on the order or the batching of the images (rtol 1e-4): a method with
     random masks draws one fixed set in :meth:`fit` and uses it for every image.
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset()
+    """What :attr:`DefenderView.encoder` and the view must offer; a property of the same name where
+    it depends on a parameter."""
     needs_packages: ClassVar[tuple[str, ...]] = ()
+    scoring_parameters: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that :meth:`fit` never reads: entries that differ in nothing else share one fit,
+    and its :meth:`state` is loaded under each entry's own values."""
+    reference: ClassVar[bool] = False
+    """True for a detector that never calls the encoder: what it detects was never about the
+    backdoor. Tables show it last."""
 
     @abstractmethod
     def fit(self, view: DefenderView) -> None:
@@ -379,6 +406,10 @@ class Defense(Component, ABC):
 
     def score_encoder(self) -> float | None:
         """One float for the encoder itself, higher = more likely backdoored; None: no opinion."""
+        return None
+
+    def encoder_threshold(self) -> float | None:
+        """Above which :meth:`score_encoder` means ``backdoored``; None: no rule, no verdict."""
         return None
 
     def figures(self, images: Tensor) -> dict[str, np.ndarray]:

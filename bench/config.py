@@ -69,12 +69,23 @@ class VictimEntry(Model):
 
 
 class DefenseEntry(Model):
-    """One column of the matrix. ``auxiliary`` says which images the defender owns."""
+    """One column of the matrix. ``auxiliary`` says which images the defender owns.
+
+    ``auxiliary_poison_rate`` of them carry the attack's trigger: the defender believes them clean.
+    """
 
     defense: str
     label: Label
     auxiliary: AuxiliaryKind = "in-distribution"
+    auxiliary_poison_rate: float = Field(0.0, ge=0, lt=1)
     parameters: dict[str, Any] = {}
+
+    @property
+    def described_auxiliary(self) -> str:
+        """The ``auxiliary`` column of the leaderboard."""
+        if self.auxiliary_poison_rate == 0:
+            return self.auxiliary
+        return f"{self.auxiliary}, {100 * self.auxiliary_poison_rate:g} % triggered"
 
 
 ATTACK_TAG, VICTIM_TAG = "<attack>", "<victim>"

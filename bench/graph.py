@@ -18,10 +18,10 @@ STAGE_VERSIONS = {
     "pretrain": 2,
     "implant": 2,
     "probe": 2,
-    "audit": 3,
+    "audit": 4,
     "fit": 1,
-    "score": 1,
-    "evaluate": 3,
+    "score": 2,
+    "evaluate": 4,
 }
 
 
@@ -94,6 +94,10 @@ class Component:
         Of an attack: ``ssl`` or ``clip``.
     recipe
         Of a data-poisoning attack, as a stage describes it; None: the profile's.
+    scoring
+        Of a defense: parameters that fitting never reads.
+    reference
+        Of a defense: whether it never calls the encoder.
     """
 
     name: str
@@ -104,6 +108,8 @@ class Component:
     family: str = "ssl"
     recipe: Mapping[str, Any] | None = None
     requires: frozenset[str] = frozenset()
+    scoring: frozenset[str] = frozenset()
+    reference: bool = False
     references: int = 0
     skip: str | None = None
 
@@ -119,6 +125,12 @@ class Component:
             # Content of the files that parameters name: a path alone says nothing.
             **({"files": dict(self.files)} if self.files else {}),
         }
+
+    def fitted(self) -> dict[str, Any]:
+        """:meth:`describe` for what is fitted, which no scoring parameter can change."""
+        described = self.describe()
+        kept = {k: v for k, v in described["parameters"].items() if k not in self.scoring}
+        return {**described, "parameters": kept}
 
     def without_recipe(self) -> dict[str, Any]:
         """:meth:`describe` for what happens before training, which no recipe can change."""
@@ -143,6 +155,11 @@ class Cell:
     def identity(self) -> Mapping[str, Any]:
         """The leaderboard columns that name the row."""
         return self.stage.spec["identity"]
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What tables mark about the row, whether or not it gets its numbers."""
+        return {name: self.stage.spec[name] for name in ("control", "reference", "analysis")}
 
 
 def topological(stages: Sequence[Stage]) -> list[Stage]:

@@ -34,6 +34,8 @@ class Planner:
         A :class:`VictimEntry` -> what its files hold.
     text_towers
         Families of the profile whose encoder has a text tower.
+    labelled
+        Whether the training images of a data set have labels.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Planner:
     component: Callable[[str, str, Mapping[str, Any]], Component]
     victim: Callable[[VictimEntry], ImportedVictim]
     text_towers: frozenset[str]
+    labelled: Callable[[str], bool]
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
@@ -100,9 +103,7 @@ class Planner:
 
     def cell(self, row: Row, entry: DefenseEntry, downstream: Downstream, seed: int) -> Cell:
         defender = self._resolve("defenses", entry.defense, entry.parameters)
-        skip = row.skip_on(downstream) or defender.skip
-        if "text" in defender.requires and not row.text and skip is None:
-            skip = f"{defender.name} requires a text tower, which {row.architecture} has not"
+        skip = row.skip_on(downstream) or defender.skip or self._lacking(row, entry, defender)
         spec = {
             "identity": self._identity(row, entry, downstream, seed),
             "config": self._described(row, defender, entry),
@@ -111,6 +112,8 @@ class Planner:
             ),
             "split_seed": self.config.protocol.split_seed,
             "control": row.attack.control,
+            "reference": defender.reference,
+            "analysis": "trigger_support" in defender.requires,
             "probes": [*HEADS[row.attack.family], "knn"],
         }
         label = f"evaluate {row.entry.label} x {entry.label}"
@@ -125,6 +128,28 @@ class Planner:
             if encoder is not None
         }
         return Cell(Stage("evaluate", spec, {**scores, "audit": audit}, label), skip)
+
+    def _lacking(self, row: Row, entry: DefenseEntry, defender: Component) -> str | None:
+        """What a defense requires and cannot have here, as the reason of a skipped cell."""
+        if "text" in defender.requires and not row.text:
+            return f"{defender.name} requires a text tower, which {row.architecture} has not"
+        if "auxiliary_labels" in defender.requires:
+            owned = self._owned(entry, row.family)
+            if not self.labelled(owned):
+                return (
+                    f"{defender.name} requires labels of the auxiliary images, and {owned} has none"
+                )
+        if "suspicious" in defender.requires:
+            counts = self.profile.splits
+            for role in ("suspicious", "base"):
+                if getattr(counts, role) == 0:
+                    return f"{defender.name} requires {role} images, and splits.{role} is 0"
+        return None
+
+    def _owned(self, entry: DefenseEntry, family: Family) -> str:
+        """The data set that the defender's auxiliary images are from."""
+        inside = entry.auxiliary == "in-distribution"
+        return family.dataset if inside else family.out_of_distribution
 
     def pair(self, row: Row, downstream: Downstream, seed: int) -> Pair:
         """Victim and twin of a row."""
@@ -146,7 +171,7 @@ class Planner:
             "seed": seed,
             "attack_backend": "native",
             "defense_backend": "native",
-            "auxiliary": entry.auxiliary,
+            "auxiliary": entry.described_auxiliary,
         }
 
     def _described(self, row: Row, defender: Component, entry: DefenseEntry) -> dict[str, Any]:
@@ -240,30 +265,33 @@ class Planner:
         audit: Stage,
         seed: int,
     ) -> Stage:
-        inside = entry.auxiliary == "in-distribution"
-        auxiliary = family.dataset if inside else family.out_of_distribution
-        rows = self.lineage.rows
+        rows, chosen = self.lineage.rows, {}
+        if entry.auxiliary == "in-distribution":
+            chosen["rows"] = rows("auxiliary")
+        else:
+            chosen["first"] = self.profile.splits.auxiliary
+            chosen["seed"] = self.config.protocol.split_seed
+        if entry.auxiliary_poison_rate > 0:
+            chosen["poison_rate"] = entry.auxiliary_poison_rate
         spec: dict[str, Any] = {
-            "component": defense.describe(),
-            "auxiliary": (
-                {"rows": rows("auxiliary")}
-                if inside
-                else {
-                    "first": self.profile.splits.auxiliary,
-                    "seed": self.config.protocol.split_seed,
-                }
-            ),
+            "component": defense.fitted(),
+            "auxiliary": chosen,
             "held_out_auxiliary": self.config.protocol.held_out_auxiliary,
             "seed": seed,
             "environment": self.lineage.environment.describe(),
         }
-        inputs = {"encoder": encoder, "auxiliary": self.lineage.data(auxiliary, "train")}
+        owned = self.lineage.data(self._owned(entry, family), "train")
+        inputs = {"encoder": encoder, "auxiliary": owned}
+        if "poison_rate" in chosen:
+            # Here too the placebo's images hold the same pixels.
+            inputs["audit"] = audit
         if "suspicious" in defense.requires:
             # The pool is stamped with the attack's trigger; the placebo's holds the same pixels.
             spec["suspicious"] = {
                 "rows": rows("suspicious"),
                 "poison_rate": self.config.protocol.poison_rate,
             }
+            spec["base"] = {"rows": rows("base")}
             inputs |= {"train": self.lineage.data(family.dataset, "train"), "audit": audit}
         return Stage("fit", spec, inputs, f"fit {entry.label}")
 

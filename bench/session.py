@@ -175,7 +175,12 @@ class Session:
             text_towers=frozenset(
                 name for name, family in families.items() if find(family.encoder.architecture).text
             ),
+            labelled=self._labelled,
         )
+
+    def _labelled(self, dataset: str) -> bool:
+        """Whether training images have labels, as far as that is known without decoding them."""
+        return self.sources[dataset].classes("train") != 0
 
     def _image_size(self, dataset: str) -> int:
         return self.file.config.datasets[dataset].image_size
@@ -314,7 +319,7 @@ class Session:
     def _store_skip(self, cells: CellStore, cell: Cell) -> None:
         if cells.status(cell.key) != "skipped":
             extra = {
-                "control": cell.stage.spec["control"],
+                **cell.flags,
                 "smoke": self.selection.limit_steps is not None,
                 "config": cell.stage.spec["config"],
             }
@@ -383,7 +388,9 @@ def resolve_component(
         kind=kind,
         family=getattr(component, "family", "ssl"),
         recipe=None if recipe is None else describe_recipe(recipe),
-        requires=frozenset(getattr(component, "requires", frozenset())),
+        requires=frozenset(getattr(instance, "requires", frozenset())),
+        scoring=frozenset(getattr(component, "scoring_parameters", frozenset())),
+        reference=bool(getattr(component, "reference", False)),
         references=getattr(instance, "references", 0),
         skip=skip,
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import PrivateAttr, model_validator
 from torch import Tensor
 
-from bench.api import DefenderView, Defense, Encoder, Field
+from bench.api import DefenderView, Defense, Encoder, Field, Requirement
 from defenses._dede_model import (
     DecoderModel,
     keep_count,
@@ -58,13 +58,20 @@ class Dede(Defense):
         Size of the autoencoder; ``heads`` must divide ``width``.
     epochs, batch_size, learning_rate, weight_decay, schedule
         Adam. The published rate is constant; ``cosine`` lets it fall to 0 over the run.
+    score_region
+        ``all`` hidden pixels, or for analysis alone those ``outside-trigger``: what is left of the
+        score when the trigger's own pixels, hard to rebuild on any encoder, do not count. The
+        harness tells where they are and marks such rows.
     mean, std
         Normalisation (R, G, B) of the space in which images are rebuilt and errors are summed; the
         CIFAR constants, as published, whatever normalisation the encoder uses itself.
     checkpoint
         A decoder saved by the authors' code. It is loaded instead of training, with its own sizes:
-        of the fields above, only ``test_mask_ratio``, ``mean`` and ``std`` then matter.
+        of the fields above, only ``test_mask_ratio``, ``score_region``, ``mean`` and ``std`` then
+        matter.
     """
+
+    scoring_parameters: ClassVar[frozenset[str]] = frozenset({"test_mask_ratio", "score_region"})
 
     patch_size: int = Field(4, ge=1)
     mask_ratio: float = Field(0.9, gt=0, lt=1)
@@ -78,6 +85,7 @@ class Dede(Defense):
     learning_rate: Positive = 1e-3
     weight_decay: float = Field(1e-6, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
+    score_region: Literal["all", "outside-trigger"] = "all"
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[Positive, Positive, Positive] = (0.2023, 0.1994, 0.2010)
     checkpoint: Path | None = None
@@ -85,6 +93,13 @@ class Dede(Defense):
     _model: DecoderModel = PrivateAttr()
     _order: Tensor = PrivateAttr()
     _encoder: Encoder | None = PrivateAttr(default=None)
+    _support: Tensor | None = PrivateAttr(default=None)
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """Nothing, but for the analysis outside the trigger."""
+        told = self.score_region == "outside-trigger"
+        return frozenset({"trigger_support"}) if told else frozenset()
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Dede:
@@ -117,16 +132,18 @@ class Dede(Defense):
             model = self._new_model(view.encoder, init_seed)
         # Drawn before training, so that a run cut short scores with the same patches.
         order = random_order(1, model.tokens, view.generator)[0]
-        self._adopt(model, order, view.encoder)
+        self._adopt(model, order, view)
         if self.checkpoint is None:
             self._train(view, mask_seed)
 
     def score(self, images: Tensor) -> Tensor:
         """float32 (N,): squared error summed over hidden pixels and channels, normalised units."""
-        scores = [
-            ((predicted - patches).square().sum(dim=2) * mask).sum(dim=1)
-            for predicted, patches, mask in self._rebuilt(images)
-        ]
+        scores = []
+        for predicted, patches, mask in self._rebuilt(images):
+            errors = (predicted - patches).square()
+            if self._support is not None:
+                errors = errors.masked_fill(self._support, 0)
+            scores.append((errors.sum(dim=2) * mask).sum(dim=1))
         return torch.cat(scores).cpu()
 
     def figures(self, images: Tensor) -> dict[str, np.ndarray]:
@@ -150,7 +167,7 @@ class Dede(Defense):
         prefix = "model."
         tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         heads = self.heads if self.checkpoint is None else None
-        self._adopt(model_from_state(tensors, heads), state["order"], view.encoder)
+        self._adopt(model_from_state(tensors, heads), state["order"], view)
 
     def _new_model(self, encoder: Encoder, seed: int) -> DecoderModel:
         # Layers initialise themselves from the global generator, on the CPU, so that every device
@@ -167,7 +184,8 @@ class Dede(Defense):
                 heads=self.heads,
             )
 
-    def _adopt(self, model: DecoderModel, order: Tensor, encoder: Encoder) -> None:
+    def _adopt(self, model: DecoderModel, order: Tensor, view: DefenderView) -> None:
+        encoder = view.encoder
         for name in ("image_size", "embedding_dim"):
             ours, theirs = getattr(model, name), getattr(encoder, name)
             if ours != theirs:
@@ -180,6 +198,9 @@ class Dede(Defense):
         self._model = model.to(encoder.device).eval()
         self._order = order.to(encoder.device)
         self._encoder = encoder
+        if self.score_region == "outside-trigger":
+            pixels = view.trigger_support.to(encoder.device).float().expand(1, 3, -1, -1)
+            self._support = patchify(pixels, model.patch_size) > 0
 
     def _train(self, view: DefenderView, mask_seed: int) -> None:
         model, encoder = self._model, view.encoder

@@ -92,6 +92,28 @@ class DefenderEncoder:
         self.__demand("gradients", "encoder.forward")
         return self.__encoder.forward(images)
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """[0, 1] -> what :meth:`forward_normalised` takes.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``gradients``.
+        """
+        self.__demand("gradients", "encoder.normalise")
+        return self.__encoder.normalise(images)
+
+    def forward_normalised(self, inputs: Tensor) -> Tensor:
+        """:meth:`forward` after :meth:`normalise`, differentiable in ``inputs``.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``gradients``.
+        """
+        self.__demand("gradients", "encoder.forward_normalised")
+        return self.__encoder.forward_normalised(inputs)
+
     def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Intermediate features (N, C, h, w) of the named ``layers``.
 

@@ -175,9 +175,20 @@ class Encoder:
             When the images have another type or shape.
         """
         check_images(images, self.image_size)
+        return self.forward_normalised(self.normalise(images))
+
+    def forward_normalised(self, inputs: Tensor) -> Tensor:
+        """:meth:`forward` of images that :meth:`normalise`, or another rule, has normalised.
+
+        Raises
+        ------
+        ValueError
+            When they have another type or shape.
+        """
+        check_images(inputs, self.image_size)
         frozen = {name: value.detach() for name, value in self.network.named_parameters()}
         with self._evaluating():
-            return functional_call(self.network, frozen, (_arranged(self.normalise(images)),))
+            return functional_call(self.network, frozen, (_arranged(inputs),))
 
     def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Intermediate features by layer name, float32 (N, C, h, w).

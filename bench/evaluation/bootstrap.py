@@ -22,6 +22,7 @@ DRAWS = 2000
 Interval = tuple[float, float]
 
 _PICKS_AT_ONCE = 4_000_000  # int64: 32 MB while the draws are made
+_WEIGHTS_AT_ONCE = 64_000  # float64: half a MB stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,18 @@ class Bootstrap:
         scores, images = positives.scores[by_score], positives.images[by_score]
         below = np.searchsorted(ascending, scores, "left")
         not_above = np.searchsorted(ascending, scores, "right")
-        cumulative = np.zeros(len(rows) + 1)
 
-        def statistic(weights: NDArray[np.uint8]) -> float:
-            np.cumsum(weights[rows], dtype=np.float64, out=cumulative[1:])
-            drawn = weights[images].astype(np.float64)
-            wins = cumulative[below] + cumulative[not_above]
-            return _ratio(float(drawn @ wins), float(2 * cumulative[-1] * drawn.sum()))
+        def statistics(weights: NDArray[np.uint8]) -> NDArray[np.float64]:
+            cumulative = np.zeros((len(weights), len(rows) + 1))
+            np.cumsum(
+                np.take(weights, rows, axis=1), axis=1, dtype=np.float64, out=cumulative[:, 1:]
+            )
+            drawn = np.take(weights, images, axis=1).astype(np.float64)
+            wins = np.take(cumulative, below, axis=1) + np.take(cumulative, not_above, axis=1)
+            pairs = 2 * cumulative[:, -1] * drawn.sum(axis=1)
+            return _ratios(np.einsum("ij,ij->i", drawn, wins), pairs)
 
-        return self._over_draws(statistic)
+        return self._over_blocks(statistics)
 
     def aupr_draws(self, negatives: Sample, positives: Sample) -> NDArray[np.float64]:
         """Average precision in every draw, (draws,), as in ``detection.average_precision``."""
@@ -210,11 +214,11 @@ class Bootstrap:
             return np.full(self.draws, np.nan)
         sample = Sample(np.asarray(images), np.asarray(values, dtype=np.float64))
 
-        def statistic(weights: NDArray[np.uint8]) -> float:
-            drawn = weights[sample.images].astype(np.float64)
-            return _ratio(float(drawn @ sample.scores), float(drawn.sum()))
+        def statistics(weights: NDArray[np.uint8]) -> NDArray[np.float64]:
+            drawn = np.take(weights, sample.images, axis=1).astype(np.float64)
+            return _ratios(drawn @ sample.scores, drawn.sum(axis=1))
 
-        return self._over_draws(statistic)
+        return self._over_blocks(statistics)
 
     def auroc(self, negatives: Sample, positives: Sample) -> Interval:
         """95 % interval of one AUROC: of the victim, the placebo, or with a decoy on a side."""
@@ -240,6 +244,15 @@ class Bootstrap:
     def mean(self, images: ArrayLike, values: ArrayLike) -> Interval:
         """95 % interval of an accuracy or a rate, see :meth:`mean_draws`."""
         return percentile_interval(self.mean_draws(images, values))
+
+    def _over_blocks(
+        self, statistics: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Of many draws at once where test sets are small, of few where they are large."""
+        count, images = self.multiplicities.shape
+        step = max(1, _WEIGHTS_AT_ONCE // images)
+        blocks = (self.multiplicities[start : start + step] for start in range(0, count, step))
+        return np.concatenate([statistics(block) for block in blocks])
 
     def _over_draws(self, statistic: Callable[[NDArray[np.uint8]], float]) -> NDArray[np.float64]:
         # One draw at a time keeps the working set in the processor's cache: faster than batches,
@@ -275,6 +288,12 @@ def _stratum(size: int, draws: int, generator: np.random.Generator) -> NDArray[n
             rows, size
         )
     return counts
+
+
+def _ratios(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray:
+    """Element by element, nan where a denominator is 0."""
+    undefined = denominators == 0
+    return np.where(undefined, np.nan, numerators / np.where(undefined, 1, denominators))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -128,7 +128,7 @@ class InlineExecutor:
             "failed",
             reason,
             {
-                "control": cell.stage.spec["control"],
+                **cell.flags,
                 "smoke": self._workspace.environment.limit_steps is not None,
                 "config": cell.stage.spec["config"],
             },

@@ -69,6 +69,7 @@ _ROW = (
     Column("encoder_score", "number", "", "score of the victim encoder, higher is more suspicious"),
     Column("encoder_score_twin", "number", "", "score of the clean twin"),
     Column("encoder_verdict", "text", "", "what the encoder score says, where a rule exists"),
+    Column("encoder_verdict_twin", "text", "", "the same of the clean twin: backdoored is wrong"),
     Column("fit_seconds", "number", "s", "time to fit the defense"),
     Column("score_ms_per_image", "number", "ms", "time to score one image"),
     Column("peak_memory_mb", "number", "MB", "highest memory use of fit and score"),
@@ -84,6 +85,8 @@ _ROW = (
 _DERIVED = (
     Column("control", "flag", "", "true: the attack is a control; no gate, outside averages"),
     Column("transductive", "flag", "", "true: the defense looks at the test batch as a whole"),
+    Column("reference", "flag", "", "true: the defense never calls the encoder; shown last"),
+    Column("analysis", "flag", "", "true: it was told where the trigger is; outside averages"),
 )
 
 ROW_COLUMNS: tuple[str, ...] = tuple(column.name for column in _ROW)

@@ -224,6 +224,8 @@ _LATEX: dict[str, str] = {
     "|": r"\textbar{}",
     '"': "''",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "§": r"\S{}",
     "–": "--",
     "…": r"\dots{}",
     "×": r"$\times$",

@@ -65,8 +65,9 @@ _CONFIDENCE = 0.95
 def leaderboard(results: Results) -> pd.DataFrame:
     """One row per cell, columns as in :data:`LEADERBOARD_COLUMNS`.
 
-    Attacks come in the manifest's order, controls last. Within an attack: status, then
-    ``auroc_vs_decoy``, then ``auroc_delta``, both descending; ties in the manifest's order.
+    Attacks come in the manifest's order, controls last. Within an attack: analyses and then
+    references last; status, ``auroc_vs_decoy`` and ``auroc_delta``, both descending; ties in the
+    manifest's order.
     """
     rows = _sorted_rows(map(_row, results.cells), results.manifest)
     return _frame(rows, LEADERBOARD_COLUMNS)
@@ -90,7 +91,7 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """Each defense averaged over the valid, non-control attacks on one kind of encoder.
+    """Each defense, analyses aside, averaged over the valid attacks on one kind of encoder.
 
     Encoders are never averaged with each other. An attack counts (per seed) when some defense has
     an ok row on it. Means are given only when every defense has an ok row on every such attack;
@@ -99,7 +100,9 @@ def summary(results: Results) -> pd.DataFrame:
     """
     rows = _sorted_rows(map(_row, results.cells), results.manifest)
     columns = attack_columns(rows)
-    defenses = list(dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)]))
+    analyses = {row["defense"] for row in rows if row["analysis"]}
+    named = dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)])
+    defenses = [defense for defense in named if defense not in analyses]
     records: list[dict[str, Any]] = []
     for encoder in dict.fromkeys(row["encoder"] for row in rows) or [""]:
         mine = [row for row in rows if row["encoder"] == encoder]
@@ -136,7 +139,13 @@ def _summary_of(
             record[metric] = _mean_of_means([(name, row[metric]) for name, row in cells])
         record["missing"] = "; ".join(missing[defense]) if valid else "no valid attack"
         records.append(record)
-    records.sort(key=lambda record: _descending(record, "auroc_vs_decoy", "auroc_delta"))
+    references = {row["defense"] for row in rows if row["reference"]}
+    records.sort(
+        key=lambda record: (
+            record["defense"] in references,
+            *_descending(record, "auroc_vs_decoy", "auroc_delta"),
+        )
+    )
     return records
 
 
@@ -196,7 +205,8 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def _row(cell: StoredCell) -> dict[str, Any]:
-    row = {**cell.row, "control": cell.control, "transductive": cell.transductive}
+    flags = ("control", "transductive", "reference", "analysis")
+    row = {**cell.row, **{name: getattr(cell, name) for name in flags}}
     for metric in INTERVAL_METRICS:
         low, high = cell.intervals.get(metric) or (None, None)
         for end, value in (("low", low), ("high", high)):
@@ -274,6 +284,8 @@ def _sorted_rows(rows: Iterable[dict[str, Any]], manifest: Manifest) -> list[dic
             attacks.get(row["attack"], len(attacks)),
             row["attack"],
             tuple(str(row[name]) for name in CONTEXT),
+            row["reference"],
+            row["analysis"],
             STATUSES.index(row["status"]),
             *_descending(row, "auroc_vs_decoy", "auroc_delta"),
             defenses.get(row["defense"], len(defenses)),

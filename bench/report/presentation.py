@@ -18,6 +18,19 @@ ABSENT = "–"
 REASON_LENGTH = 160
 """Characters of a reason that the notes show; the CSV has all of it."""
 
+MARKS = {
+    "transductive": ("†", "transductive: the defense looks at the test batch as a whole."),
+    "reference": (
+        "‡",
+        "reference: never calls the encoder, so what it detects was never about the backdoor.",
+    ),
+    "analysis": (
+        "§",
+        "analysis: told where the trigger lies, which no defender knows; outside averages.",
+    ),
+}
+"""Flag of a row -> the mark behind its defense, and what the notes say about it."""
+
 Row = dict[str, Any]
 
 
@@ -34,7 +47,7 @@ def leaderboard_table(results: Results) -> TextTable:
         shown |= {name.replace("_", " "): _further(row.get(name)) for name in further}
         headers = list(shown)
         rows.append(tuple(shown.values()))
-    texts = {"attack", "defense", "auxiliary", "status", *context}
+    texts = {"attack", "defense", "auxiliary", "status", "verdict/twin", *context}
     return TextTable(
         name="leaderboard",
         title=f"Leaderboard, profile {results.manifest.profile}",
@@ -104,7 +117,9 @@ def plain_table(name: str, frame: pd.DataFrame, results: Results) -> TextTable:
 def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
     shown = {"attack": row["attack"] + (" (control)" if row["control"] else "")}
     shown |= {name: number_text(row[name]) for name in context}
-    shown["defense"] = row["defense"] + (" †" if row["transductive"] else "")
+    shown["defense"] = row["defense"] + "".join(
+        f" {mark}" for flag, (mark, _) in MARKS.items() if row[flag]
+    )
     shown |= {"auxiliary": row["auxiliary"], "status": row["status"]}
     if repeated:
         shown["n"] = str(row["n_seeds"])
@@ -120,6 +135,7 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
         "TPR/FPR cal.": _pair(row["tpr_calibrated"], row["fpr_calibrated"]),
         "CA/twin": _pair(row["clean_accuracy"], row["clean_accuracy_twin"]),
         "ASR/twin": _pair(row["attack_success_rate"], row["attack_success_rate_twin"]),
+        "verdict/twin": _verdicts(row["encoder_verdict"], row["encoder_verdict_twin"]),
         "fit s": _decimals(row["fit_seconds"], 1),
         "ms/img": _decimals(row["score_ms_per_image"], 2),
     }
@@ -175,8 +191,12 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
             "nothing can stand beside it: placebo, delta and on twin are empty, and the row stays "
             "outside averages."
         )
-    if frame["transductive"].any():
-        notes.append("† transductive: the defense looks at the test batch as a whole.")
+    if (frame["encoder_verdict"] != "").any():
+        notes.append(
+            "Verdict: what an encoder detector says of the victim, and after the stroke of its "
+            "clean twin, of which `backdoored` is a false alarm."
+        )
+    notes += [f"{mark} {text}" for flag, (mark, text) in MARKS.items() if frame[flag].any()]
     return (*notes, *_reasons(frame))
 
 
@@ -218,6 +238,10 @@ def _rate(value: float) -> str:
 
 def _pair(first: float, second: float) -> str:
     return ABSENT if math.isnan(first) and math.isnan(second) else f"{_rate(first)}/{_rate(second)}"
+
+
+def _verdicts(victim: str, twin: str) -> str:
+    return f"{victim or ABSENT}/{twin or ABSENT}" if victim or twin else ABSENT
 
 
 def _decimals(value: float, digits: int, sign: str = "") -> str:

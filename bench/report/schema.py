@@ -82,6 +82,10 @@ class StoredCell:
         The leaderboard row; metrics of failed and skipped cells are None.
     control
         The attack is a control: the gate does not apply and the cell stays out of averages.
+    reference
+        The defense never calls the encoder.
+    analysis
+        The defense was told what no defender knows: the cell stays out of averages.
     thresholds, downstream
         Long-form entries: one per threshold rule, one per downstream number.
     intervals
@@ -104,6 +108,8 @@ class StoredCell:
     path: Path
     provenance: dict[str, Any] = field(default_factory=dict)
     trigger: dict[str, Any] = field(default_factory=dict)
+    reference: bool = False
+    analysis: bool = False
 
     @property
     def status(self) -> str:
@@ -258,6 +264,8 @@ def _load_cell(path: Path) -> StoredCell:
         decoy=document.get("decoy") or {},
         provenance=document.get("provenance") or {},
         trigger=document.get("trigger") or {},
+        reference=bool(document.get("reference", False)),
+        analysis=bool(document.get("analysis", False)),
         path=path.parent,
         **{section: document[section] for section in _SECTIONS if section != "row"},
         row=_checked_row(document["row"], path),

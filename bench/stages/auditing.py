@@ -14,6 +14,7 @@ from bench.api import Trigger
 from bench.data.imageset import ImageSet
 from bench.data.splits import permuted_rows
 from bench.evaluation import downstream as metrics
+from bench.evaluation.similarity import backdoor_z_score
 from bench.graph import Stage
 from bench.stages.poisoning import class_name
 from bench.stages.probing import Reader, evaluation_images
@@ -40,15 +41,19 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
         conditions["decoy"] = decoy
     predictions: dict[str, Tensor] = {}
     geometry: list[dict[str, Any]] = []
+    z_scores: dict[str, float | None] = {}
     readers = {"victim": victim}
     if "twin" in stage.inputs:
         readers["twin"] = Reader(stage, "twin", workspace)
+    others = torch.from_numpy(np.flatnonzero(test.labels != target))
     for role, reader in readers.items():
+        seen: dict[str, Tensor] = {}
         for condition, stamp in conditions.items():
-            features = reader.features(test, stamp)
+            features = seen[condition] = reader.features(test, stamp)
             geometry.append({"encoder": role, "condition": condition, **_geometry(features)})
             for head in reader.heads[:1] if condition == "decoy" else reader.heads:
                 predictions[f"{role}_{head}_{condition}"] = reader.predict(head, features)
+        z_scores[role] = backdoor_z_score(seen["clean"][others], seen["triggered"][others])
     write_tensors(
         folder / "predictions.safetensors",
         {name: value.to(torch.int16) for name, value in predictions.items()},
@@ -67,6 +72,7 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
         {
             "decoys": candidates,
             "embeddings": geometry,
+            "backdoor_z_scores": z_scores,
             "raw_pixels_knn_accuracy": workspace.json(stage.inputs["pixels"], "metrics.json")[
                 "knn_accuracy"
             ],

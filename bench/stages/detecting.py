@@ -42,7 +42,10 @@ class AuxiliaryEmbeddings:
         self.seconds = 0.0
 
     def __call__(self) -> Tensor:
-        chosen = (repr(self._stage.spec["auxiliary"]), self._stage.spec["held_out_auxiliary"])
+        spec = self._stage.spec
+        chosen = [repr(spec["auxiliary"]), spec["held_out_auxiliary"]]
+        if "poison_rate" in spec["auxiliary"]:
+            chosen.append(self._stage.inputs["audit"].key)
         embeddings, self.seconds = self._workspace.embeddings(
             self._stage.inputs["encoder"],
             ("auxiliary", self._stage.inputs["auxiliary"].key, *chosen),
@@ -53,7 +56,7 @@ class AuxiliaryEmbeddings:
 
 def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     """Fit a defense on one encoder; returns its cost."""
-    view, fitted, embeddings = _prepare(stage, workspace)
+    view, fitted, embeddings = _prepare(stage, workspace.component("defenses", stage), workspace)
     # Embedded before the clock starts; charged below as if this defense alone had asked for it.
     embeddings()
     charged, embeddings.seconds = embeddings.seconds, 0.0
@@ -66,7 +69,7 @@ def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     if state is not None:
         write_tensors(folder / "state.safetensors", state)
     write_json(folder / "fit.json", {"state": state is not None})
-    workspace.fitted.get(stage.key, lambda: fitted)
+    workspace.fitted.get(_fitted_key(stage, fitted.defense), lambda: fitted)
     return {
         "fit_seconds": seconds + (charged if asked else 0.0),
         "peak_memory_mb": memory.peak_mb,
@@ -74,24 +77,33 @@ def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
 
 
 def restore(stage: Stage, workspace: Workspace) -> Fitted:
-    """The fitted defense of a finished fit stage: from memory, its state, or a repeated fit."""
+    """The fitted defense of a score stage: from memory, the fit's state, or a repeated fit."""
+    fit_stage, audit = stage.inputs["fit"], stage.inputs["audit"]
+    defense: Defense = workspace.component("defenses", stage)
+    told = "trigger_support" in defense.requires
 
     def load() -> Fitted:
-        view, fitted, _ = _prepare(stage, workspace)
-        if workspace.json(stage, "fit.json")["state"]:
-            fitted.defense.load_state(workspace.tensors(stage, "state.safetensors"), view)
+        view, fitted, _ = _prepare(fit_stage, defense, workspace, audit if told else None)
+        if workspace.json(fit_stage, "fit.json")["state"]:
+            defense.load_state(workspace.tensors(fit_stage, "state.safetensors"), view)
         else:
-            fitted.defense.fit(view)
+            defense.fit(view)
         return fitted
 
-    return workspace.fitted.get(stage.key, load)
+    key = _fitted_key(fit_stage, defense)
+    return workspace.fitted.get((key, audit.key) if told else key, load)
+
+
+def _fitted_key(stage: Stage, defense: Defense) -> tuple[str, str]:
+    """One fit may serve under several values of the scoring parameters."""
+    return stage.key, repr(sorted(defense.parameters().items()))
 
 
 def _prepare(
-    stage: Stage, workspace: Workspace
+    stage: Stage, defense: Defense, workspace: Workspace, support_of: Stage | None = None
 ) -> tuple[DefenderView, Fitted, AuxiliaryEmbeddings]:
+    """What ``defense`` is given in a fit stage; the trigger's support is that of an audit."""
     spec = stage.spec
-    defense: Defense = workspace.component("defenses", stage)
     owned = _auxiliary(stage, workspace)
     held_out = max(1, round(len(owned) * spec["held_out_auxiliary"]))
     threshold_images = owned.select(torch.arange(held_out))
@@ -110,7 +122,13 @@ def _prepare(
         encoder=encoder,
         auxiliary=auxiliary,
         embed_auxiliary=embeddings,
-        suspicious=_suspicious(stage, workspace) if "suspicious" in defense.requires else None,
+        suspicious=_suspicious(stage, workspace) if "suspicious" in spec else None,
+        base=_base(stage, workspace, labelled) if "base" in spec else None,
+        trigger_support=(
+            None
+            if support_of is None
+            else workspace.trigger(support_of).support(encoder.image_size).to(workspace.device)
+        ),
         seed=int(torch.randint(2**31, (), generator=workspace.generator(stage, "seed"))),
         generator=workspace.generator(stage),
         progress=workspace.progress,
@@ -122,11 +140,36 @@ def _prepare(
 def _auxiliary(stage: Stage, workspace: Workspace) -> ImageSet:
     images = workspace.images(stage.inputs["auxiliary"])
     chosen = stage.spec["auxiliary"]
-    if "rows" in chosen:
-        return images.select(permuted_rows(len(images), chosen["rows"], images.name))
-    count = min(chosen["first"], len(images))
-    rows = {"seed": chosen["seed"], "start": 0, "stop": count}
-    return images.select(permuted_rows(len(images), rows, images.name))
+    rows = chosen.get("rows")
+    if rows is None:
+        count = min(chosen["first"], len(images))
+        rows = {"seed": chosen["seed"], "start": 0, "stop": count}
+    owned = images.select(permuted_rows(len(images), rows, images.name))
+    if "poison_rate" not in chosen:
+        return owned
+    pixels = owned.uint8().clone()
+    order = torch.randperm(len(pixels), generator=generator_for(stage.spec["seed"], "owned", ""))
+    triggered = order[: round(len(pixels) * chosen["poison_rate"])]
+    pixels[triggered] = _stamped(pixels[triggered], stage, workspace)
+    labels = owned.labels if owned.labelled else None
+    return ImageSet(pixels, labels=labels, class_names=owned.class_names, name=owned.name)
+
+
+def _base(stage: Stage, workspace: Workspace, labelled: bool) -> ImageSet:
+    """The small clean set beside a suspicious pool."""
+    train = workspace.images(stage.inputs["train"])
+    base = train.select(permuted_rows(len(train), stage.spec["base"]["rows"], train.name))
+    return ImageSet(
+        base.uint8().to(workspace.device),
+        labels=base.labels if labelled else None,
+        class_names=base.class_names if labelled else (),
+        name="base",
+    )
+
+
+def _stamped(pixels: Tensor, stage: Stage, workspace: Workspace) -> Tensor:
+    """uint8 images as an attacker stores them: files, whatever the trigger's transport."""
+    return _to_uint8(workspace.trigger(stage.inputs["audit"])(pixels.float() / 255))
 
 
 def _suspicious(stage: Stage, workspace: Workspace) -> ImageSet:
@@ -139,9 +182,7 @@ def _suspicious(stage: Stage, workspace: Workspace) -> ImageSet:
         check_disjoint({"suspicious": rows, "auxiliary": owned})
     pool = train.select(rows).uint8()
     stamped = round(len(pool) * chosen["poison_rate"])
-    trigger = workspace.trigger(stage.inputs["audit"])
-    # A training pool is made of files: 8 bits whatever the trigger's transport.
-    pool[:stamped] = _to_uint8(trigger(pool[:stamped].float() / 255))
+    pool[:stamped] = _stamped(pool[:stamped], stage, workspace)
     # The generator has no attack in it: the placebo's pool is the same pixels in the same order.
     order = torch.randperm(len(pool), generator=generator_for(stage.spec["seed"], "pool", ""))
     return ImageSet(pool[order].to(workspace.device), name="suspicious pool")
@@ -248,7 +289,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     """Score the test images under every condition, calibration and held-out auxiliary images."""
     spec, encoder_stage = stage.spec, stage.inputs["fit"].inputs["encoder"]
-    fitted = restore(stage.inputs["fit"], workspace)
+    fitted = restore(stage, workspace)
     bundle = _bundle(stage, workspace)
     embeddings, seconds = workspace.embeddings(
         encoder_stage,
@@ -300,7 +341,7 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     ).sort_values(["split", "condition", "image"], kind="stable", ignore_index=True)
     frame["image"] = frame["image"].astype(np.int32)
     frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
-    write_json(folder / "score.json", {"encoder_score": _encoder_score(fitted.defense)})
+    write_json(folder / "score.json", encoder_verdict(fitted.defense))
     _figures(stage, workspace, fitted, folder)
     return {
         "score_ms_per_image": 1000 * (elapsed + charged) / len(scores),
@@ -375,13 +416,23 @@ def _bundle(stage: Stage, workspace: Workspace) -> Bundle:
     return workspace.bundles.get(_bundle_key(stage), build)
 
 
-def _encoder_score(defense: Defense) -> float | None:
-    value = defense.score_encoder()
+def encoder_verdict(defense: Defense) -> dict[str, Any]:
+    """``encoder_score`` and ``encoder_verdict`` of a fitted defense: None and empty without an
+    opinion, ``backdoored`` above its threshold, ``clean`` otherwise.
+
+    Raises
+    ------
+    ValueError
+        When one of the two numbers is not finite.
+    """
+    value, threshold = defense.score_encoder(), defense.encoder_threshold()
+    for name, number in (("score_encoder", value), ("encoder_threshold", threshold)):
+        if number is not None and not np.isfinite(number):
+            raise ValueError(f"{type(defense).__name__}.{name} returned {number}")
     if value is None:
-        return None
-    if not np.isfinite(value):
-        raise ValueError(f"{type(defense).__name__}.score_encoder returned {value}")
-    return float(value)
+        return {"encoder_score": None, "encoder_verdict": ""}
+    rule = "" if threshold is None else "backdoored" if value > threshold else "clean"
+    return {"encoder_score": float(value), "encoder_verdict": rule}
 
 
 def _figures(stage: Stage, workspace: Workspace, fitted: Fitted, folder: Path) -> None:

@@ -81,6 +81,10 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         for entry in about["embeddings"]
         for figure in ("mean_norm", "concentration")
     ]
+    rows += [
+        _downstream_row(role, "embedding", "backdoor_z_score", value)
+        for role, value in about["backdoor_z_scores"].items()
+    ]
     triggers = workspace.json(audit, "triggers.json")
     problems = _import_problems(stage, workspace, about["smoke"].get("problems", []))
     row = _row(
@@ -95,6 +99,8 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
             "key": stage.key,
             "row": row,
             "control": spec["control"],
+            "reference": spec["reference"],
+            "analysis": spec["analysis"],
             "transductive": False,
             "smoke": workspace.environment.limit_steps is not None,
             "config": spec["config"],
@@ -220,7 +226,7 @@ def _downstream_row(
     encoder: str,
     probe: str,
     metric: str,
-    value: float,
+    value: float | None,
     interval: tuple[float, float] = (math.nan, math.nan),
 ) -> dict[str, Any]:
     return {
@@ -342,7 +348,8 @@ def _row(
         "asr_filtered": values["victim", "asr_filtered"],
         "encoder_score": scored["victim"]["encoder_score"],
         "encoder_score_twin": scored.get("twin", {}).get("encoder_score"),
-        "encoder_verdict": "",
+        "encoder_verdict": scored["victim"]["encoder_verdict"],
+        "encoder_verdict_twin": scored.get("twin", {}).get("encoder_verdict", ""),
         "fit_seconds": fit_cost.get("fit_seconds", math.nan),
         "score_ms_per_image": cost["victim"].get("score_ms_per_image", math.nan),
         "peak_memory_mb": max(

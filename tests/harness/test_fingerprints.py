@@ -73,6 +73,7 @@ SHARED: dict[str, tuple[str, ...]] = {
         "stage audit",
         "stage evaluate",
     ),
+    "bench/evaluation/similarity.py": ("stage audit",),
     "bench/evaluation/smoke.py": ("stage import",),
     "bench/evaluation/zero_shot.py": ("stage probe", "stage audit"),
     "bench/stages/auditing.py": ("stage audit",),

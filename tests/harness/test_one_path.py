@@ -142,7 +142,7 @@ def test_empty_trigger_gives_equal_scores_element_by_element(tiny_run, monkeypat
     for cell in tiny_run.cells:
         stage = cell.stage.inputs["victim"]
         test = detecting.evaluation_images(stage, workspace)
-        fitted = restore(stage.inputs["fit"], workspace)
+        fitted = restore(stage, workspace)
         bundle = build_bundle(test, test, {"clean": None, "triggered": EmptyTrigger()}, seed=1)
         scorer = Scorer(fitted, cell.identity["defense"])
         scores = np.concatenate([scorer.score(bundle.images[c]) for c in bundle.chunks(16)])

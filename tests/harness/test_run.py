@@ -240,7 +240,7 @@ def test_scores_do_not_depend_on_batching_or_order(tiny_run):
     checked = set()
     for cell in tiny_run.cells[len(tiny_run.defenses) :]:
         stage = cell.stage.inputs["victim"]
-        fitted = restore(stage.inputs["fit"], workspace)
+        fitted = restore(stage, workspace)
         images = evaluation_images(stage, workspace)
         stamps = {"clean": None, "triggered": workspace.trigger(stage.inputs["audit"])}
         bundle = build_bundle(images, images, stamps, seed=0)
@@ -261,7 +261,7 @@ def test_fitted_state_scores_as_the_fit_did(tiny_run):
     """A defense restored from the cache, in a new process or not, gives the stored scores."""
     for cell in tiny_run.cells[len(tiny_run.defenses) :]:
         stage, workspace = cell.stage.inputs["victim"], tiny_run.workspace()
-        fitted = restore(stage.inputs["fit"], workspace)
+        fitted = restore(stage, workspace)
         stored = pd.read_parquet(workspace.folder(stage) / "scores.parquet")
         clean = stored[(stored["split"] == "test") & (stored["condition"] == "clean")]
         images = evaluation_images(stage, workspace).uint8()

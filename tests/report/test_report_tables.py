@@ -21,7 +21,14 @@ def test_columns_follow_the_design_and_each_is_described():
         *("attack", "defense", "dataset", "encoder", "downstream", "target", "profile", "seed"),
     )
     after = LEADERBOARD_COLUMNS.index("code_version") + 1
-    assert LEADERBOARD_COLUMNS[after:] == ("probe", "decoy", "control", "transductive")
+    assert LEADERBOARD_COLUMNS[after:] == (
+        "probe",
+        "decoy",
+        "control",
+        "transductive",
+        "reference",
+        "analysis",
+    )
     assert all(column.meaning for column in COLUMNS.values())
 
 
