@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench import cli_components
 from bench.errors import InputError, nearest
 
 app = typer.Typer(
@@ -240,6 +241,10 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> 
         typer.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.what}")
     if bad:
         raise typer.Exit(1)
+
+
+app.command()(cli_components.check)
+app.command()(cli_components.new)
 
 
 def main() -> None:

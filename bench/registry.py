@@ -41,7 +41,7 @@ def entries(group: str) -> dict[str, Entry]:
         When two components claim one name; both are named.
     """
     found: dict[str, Entry] = {}
-    for path in sorted(_folder(group).glob("*.py")):
+    for path in sorted(folder(group).glob("*.py")):
         if _declares_component(path, group):
             name = path.stem.replace("_", "-")
             found[name] = Entry(name, group, f"{group}.{path.stem}")
@@ -129,7 +129,8 @@ def summary(entry: Entry) -> str:
     return docstring.split("\n", 1)[0]
 
 
-def _folder(group: str) -> Path:
+def folder(group: str) -> Path:
+    """Where the built-in modules of ``group`` lie."""
     spec = importlib.util.find_spec(group)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"the package {group!r} is not importable; reinstall the project")

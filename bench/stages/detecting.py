@@ -121,7 +121,8 @@ def _prepare(
     view = DefenderView(
         encoder=encoder,
         auxiliary=auxiliary,
-        embed_auxiliary=embeddings,
+        # A function: the object behind it would lead a defense to the whole workspace.
+        embed_auxiliary=lambda: embeddings(),
         suspicious=_suspicious(stage, workspace) if "suspicious" in spec else None,
         base=_base(stage, workspace, labelled) if "base" in spec else None,
         trigger_support=(
