@@ -392,6 +392,8 @@ class Defense(Component, ABC):
     scoring_parameters: ClassVar[frozenset[str]] = frozenset()
     """Parameters that :meth:`fit` never reads: entries that differ in nothing else share one fit,
     and its :meth:`state` is loaded under each entry's own values."""
+    first_aid: ClassVar[bool] = False
+    """Whether ``bench scan`` runs it unless told otherwise: fast, and content with clean images."""
     reference: ClassVar[bool] = False
     """True for a detector that never calls the encoder: what it detects was never about the
     backdoor. Tables show it last."""
@@ -411,6 +413,11 @@ class Defense(Component, ABC):
     def encoder_threshold(self) -> float | None:
         """Above which :meth:`score_encoder` means ``backdoored``; None: no rule, no verdict."""
         return None
+
+    def encoder_in_words(self) -> str:
+        """What :meth:`score_encoder` found and its rule, as ``bench scan`` prints it before the
+        verdict; empty: the two numbers are printed."""
+        return ""
 
     def figures(self, images: Tensor) -> dict[str, np.ndarray]:
         """Pictures for the report: name -> uint8 (N, H, W, 3), one per image of ``images``."""

@@ -14,6 +14,7 @@ import typer
 
 from bench import cli_components
 from bench.errors import InputError, nearest
+from bench.scan.command import scan
 
 app = typer.Typer(
     add_completion=False,
@@ -245,6 +246,7 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> 
 
 app.command()(cli_components.check)
 app.command()(cli_components.new)
+app.command()(scan)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import PrivateAttr
 from sklearn.ensemble import IsolationForest as Forest
@@ -21,6 +23,8 @@ class IsolationForest(Defense):
     subsample
         Auxiliary embeddings each tree is grown on; all of them when there are fewer.
     """
+
+    first_aid: ClassVar[bool] = True
 
     trees: int = Field(100, ge=1)
     subsample: int = Field(256, ge=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PrivateAttr
@@ -25,6 +25,8 @@ class KnnDistance(Defense):
     metric
         ``cosine`` (1 - similarity, in [0, 2]) or ``euclidean`` on raw embeddings.
     """
+
+    first_aid: ClassVar[bool] = True
 
     k: int = Field(10, ge=1)
     metric: Literal["cosine", "euclidean"] = "cosine"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import PrivateAttr
@@ -17,6 +19,8 @@ class Mahalanobis(Defense):
     with one Gaussian, as nothing is labelled, and the shrunk covariance of Ledoit and Wolf (2004),
     which stays invertible when dimensions are many or dead.
     """
+
+    first_aid: ClassVar[bool] = True
 
     _mean: Tensor = PrivateAttr()
     _precision: Tensor = PrivateAttr()

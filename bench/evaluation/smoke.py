@@ -12,7 +12,7 @@ from bench.data.imageset import ImageSet
 from bench.encoders.encoder import Encoder
 from bench.evaluation.downstream import clean_accuracy, knn_predict
 
-__all__ = ["SmokeTest", "smoke_test"]
+__all__ = ["FirstLook", "SmokeTest", "first_look", "smoke_test"]
 
 BANK_IMAGES, QUERY_IMAGES = 2000, 500
 _BATCH = 512  # all of them as floats would be 1.5 GB at 224 pixels
@@ -22,6 +22,26 @@ DEAD_SHARE = 0.5
 """Share of constant dimensions from which an embedding looks wrong."""
 CHANCE_FACTOR = 1.5
 """A kNN accuracy below this many times chance looks like an encoder that sees nothing."""
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What embeddings alone say.
+
+    Attributes
+    ----------
+    figures
+        ``mean_norm``, ``mean_cosine`` (over pairs of different images) and ``constant_dimensions``
+        (share); empty when embeddings are not finite.
+    problems
+        Sentences; empty when nothing looks wrong.
+    fatal
+        Whether no number from this encoder could mean anything.
+    """
+
+    figures: dict[str, float]
+    problems: tuple[str, ...]
+    fatal: bool
 
 
 @dataclass(frozen=True)
@@ -54,38 +74,52 @@ def smoke_test(encoder: Encoder, train: ImageSet, queries: ImageSet) -> SmokeTes
     """
     bank = train.select(torch.arange(min(len(train), BANK_IMAGES)))
     queries = queries.select(torch.arange(min(len(queries), QUERY_IMAGES)))
-    known, asked = (
-        torch.cat([encoder.embed(batch) for batch in images.batches(_BATCH)])
-        for images in (bank, queries)
-    )
+    known, asked = _embedded(encoder, bank), _embedded(encoder, queries)
     if not (torch.isfinite(known).all() and torch.isfinite(asked).all()):
         count = int((~torch.isfinite(torch.cat([known, asked]))).any(1).sum())
         problem = f"{count} of {len(known) + len(asked)} embeddings are not finite"
         return SmokeTest({}, (problem,), fatal=True)
-    figures = _statistics(known)
+    look = _judged(known)
+    figures, problems = dict(look.figures), list(look.problems)
     predictions = knn_predict(asked, known, bank.labels, len(bank.class_names), k=20)
     figures["knn_accuracy"] = float(clean_accuracy(predictions, queries.labels))
     figures["chance"] = float(queries.labels.bincount().max()) / len(queries)
-    problems = []
-    constant = figures["constant_dimensions"] == 1.0
-    if constant:
-        problems.append("every image has the same embedding")
-    elif figures["mean_cosine"] > COLLAPSED:
-        problems.append(
-            f"embeddings hardly differ (mean cosine {figures['mean_cosine']:.4f}): is the "
-            "normalisation right?"
-        )
-    if not constant and figures["constant_dimensions"] > DEAD_SHARE:
-        problems.append(
-            f"{figures['constant_dimensions']:.0%} of the dimensions never vary: are all weights "
-            "there?"
-        )
     if figures["knn_accuracy"] < CHANCE_FACTOR * figures["chance"]:
         problems.append(
             f"kNN accuracy {figures['knn_accuracy']:.3f} is near chance ({figures['chance']:.3f}): "
             "check architecture, mean and std"
         )
-    return SmokeTest(figures, tuple(problems), fatal=constant)
+    return SmokeTest(figures, tuple(problems), fatal=look.fatal)
+
+
+def first_look(encoder: Encoder, images: ImageSet) -> FirstLook:
+    """The part of :func:`smoke_test` that needs no labels; the first 2,000 ``images`` are used."""
+    shown = images.select(torch.arange(min(len(images), BANK_IMAGES)))
+    return _judged(_embedded(encoder, shown))
+
+
+def _embedded(encoder: Encoder, images: ImageSet) -> Tensor:
+    return torch.cat([encoder.embed(batch) for batch in images.batches(_BATCH)])
+
+
+def _judged(embeddings: Tensor) -> FirstLook:
+    broken = int((~torch.isfinite(embeddings)).any(1).sum())
+    if broken:
+        problem = f"{broken} of {len(embeddings)} embeddings are not finite"
+        return FirstLook({}, (problem,), fatal=True)
+    figures = _statistics(embeddings)
+    dead = figures["constant_dimensions"]
+    if dead == 1.0:
+        return FirstLook(figures, ("every image has the same embedding",), len(embeddings) > 1)
+    problems = []
+    if figures["mean_cosine"] > COLLAPSED:
+        problems.append(
+            f"embeddings hardly differ (mean cosine {figures['mean_cosine']:.4f}): is the "
+            "normalisation right?"
+        )
+    if dead > DEAD_SHARE:
+        problems.append(f"{dead:.0%} of the dimensions never vary: are all weights there?")
+    return FirstLook(figures, tuple(problems), fatal=False)
 
 
 def _statistics(embeddings: Tensor) -> dict[str, float]:

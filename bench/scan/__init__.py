@@ -1,0 +1,1 @@
+"""``bench scan``: somebody's encoder through the detectors, without an attack."""
