@@ -84,6 +84,10 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/stages/probing.py": ("stage probe", "stage pixels", "stage audit"),
     "bench/stages/training.py": ("stage data", "stage pretrain", "stage implant"),
     "bench/workspace.py": EVERY_STAGE,
+    "defenses/_asset_labels.py": ("defenses asset",),
+    "defenses/_asset_networks.py": ("defenses asset",),
+    "defenses/_asset_separation.py": ("defenses asset",),
+    "defenses/_decree_inversion.py": ("defenses decree",),
     "defenses/_dede_model.py": ("defenses dede",),
 }
 """Files that decide results beside the components' own -> whose versions speak for them: raise
