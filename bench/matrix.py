@@ -102,7 +102,7 @@ class Planner:
         )
 
     def cell(self, row: Row, entry: DefenseEntry, downstream: Downstream, seed: int) -> Cell:
-        defender = self._resolve("defenses", entry.defense, entry.parameters)
+        defender = self.defender(entry)
         skip = row.skip_on(downstream) or defender.skip or self._lacking(row, entry, defender)
         spec = {
             "identity": self._identity(row, entry, downstream, seed),
@@ -128,6 +128,10 @@ class Planner:
             if encoder is not None
         }
         return Cell(Stage("evaluate", spec, {**scores, "audit": audit}, label), skip)
+
+    def defender(self, entry: DefenseEntry) -> Component:
+        """An entry of ``matrix.defenses``, resolved."""
+        return self._resolve("defenses", entry.defense, entry.parameters)
 
     def _lacking(self, row: Row, entry: DefenseEntry, defender: Component) -> str | None:
         """What a defense requires and cannot have here, as the reason of a skipped cell."""

@@ -49,6 +49,7 @@ def check(session: Session) -> None:
     _check_victims(session)
     _check_poison(session)
     _check_references(session)
+    _check_triggered_shares(session)
 
 
 def _families(session: Session) -> Iterator[tuple[Family, Location]]:
@@ -217,6 +218,31 @@ def _check_references(session: Session) -> None:
                 _attack_location(session, position, "references"),
                 f"{row.attack.references} reference images of one class cannot be among "
                 f"splits.references, {available}",
+            )
+
+
+def _check_triggered_shares(session: Session) -> None:
+    """Refuse shares of the defender's images and of the pool that come to no image at all."""
+    counts, protocol = session.profile.splits, session.file.config.protocol
+    for position, entry in enumerate(session.file.config.matrix.defenses):
+        if entry not in session.defenses:
+            continue
+        rate = entry.auxiliary_poison_rate
+        if rate > 0 and round(rate * counts.auxiliary) == 0:
+            raise session.file.yaml.error(
+                ("matrix", "defenses", position, "auxiliary_poison_rate"),
+                f"{rate:g} of {counts.auxiliary} auxiliary images is none",
+            )
+        pool = counts.suspicious
+        if (
+            "suspicious" in session.planner.defender(entry).requires
+            and pool > 0
+            and round(protocol.poison_rate * pool) == 0
+        ):
+            raise session.file.yaml.error(
+                ("protocol", "poison_rate"),
+                f"{protocol.poison_rate:g} of the {pool} images of the suspicious pool is none, "
+                f"and {entry.label} requires that pool",
             )
 
 

@@ -124,7 +124,10 @@ def summary(entry: Entry) -> str:
     spec = importlib.util.find_spec(entry.module)
     if spec is None or spec.origin is None:
         return ""
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        return f"does not import: {type(error).__name__}: {error}"
     docstring = ast.get_docstring(tree) or ""
     return docstring.split("\n", 1)[0]
 

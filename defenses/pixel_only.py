@@ -57,7 +57,8 @@ class PixelOnly(Defense):
         self.load_state({"mean": mean, "axes": axes, "variances": variances}, view)
 
     def score(self, images: Tensor) -> Tensor:
-        """float32 (N,): squared distance, about the number of pixel values for a clean image."""
+        """float32 (N,): squared distance, of the order of the number of pixel values for an image
+        like the auxiliary ones."""
         mean, axes, variances = (self._state[k].double() for k in ("mean", "axes", "variances"))
         offsets = self._pixels(images).double() - mean
         squares = (offsets @ axes.T).square()

@@ -100,6 +100,8 @@ def flag_sentence(result: Result, images: int) -> str:
             f"{result.beyond.observed} above every held-out clean image, "
             f"{_by_chance(result.beyond)}"
         )
+    if parts and result.transductive:
+        parts.append("fitted on these very images, so nothing vouches for the figures of chance")
     return "; ".join(parts) or "a ranking, no threshold"
 
 

@@ -156,6 +156,10 @@ def _auxiliary(stage: Stage, workspace: Workspace) -> ImageSet:
     return ImageSet(pixels, labels=labels, class_names=owned.class_names, name=owned.name)
 
 
+def _poisoned(stage: Stage) -> bool:
+    return "poison_rate" in stage.spec["auxiliary"]
+
+
 def _base(stage: Stage, workspace: Workspace, labelled: bool) -> ImageSet:
     """The small clean set beside a suspicious pool."""
     train = workspace.images(stage.inputs["train"])
@@ -333,7 +337,8 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
                 {
                     "image": np.arange(len(own_scores)),
                     "split": "auxiliary",
-                    "condition": "clean",
+                    # What the defender holds for clean; some of it may carry the trigger.
+                    "condition": "owned" if _poisoned(stage.inputs["fit"]) else "clean",
                     "score": own_scores,
                 }
             ),

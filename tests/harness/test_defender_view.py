@@ -10,6 +10,7 @@ import torch
 
 from bench.cells import CellStore
 from bench.data.splits import check_disjoint, permuted_rows
+from bench.errors import InputError
 from bench.interface import load_scores
 from bench.report import load_results
 from bench.report.export import export
@@ -172,3 +173,42 @@ def test_reference_is_shown_last_whatever_it_scores(run):
         assert rows["defense"].iloc[-1] == "reference"
     assert summary(results)["defense"].iloc[-1] == "reference"
     assert "reference ‡" in export(session.results, "markdown")
+
+
+@pytest.mark.parametrize(
+    ("entry", "protocol", "key", "message"),
+    [
+        (
+            {"defense": "dede", "auxiliary_poison_rate": 0.001},
+            {},
+            "auxiliary_poison_rate",
+            "0.001 of 100 auxiliary images is none",
+        ),
+        (
+            "spectral-signatures",
+            {"poison_rate": 0.001},
+            "protocol.poison_rate",
+            "0.001 of the 100 images of the suspicious pool is none",
+        ),
+    ],
+)
+def test_share_that_comes_to_no_image_is_an_error_of_the_file(
+    tiny, session_of, entry, protocol, key, message
+):
+    tiny["matrix"] = {"attacks": ["badencoder"], "defenses": [entry]}
+    tiny["protocol"] |= protocol
+    session = session_of(tiny)
+    with pytest.raises(InputError, match=message) as error:
+        session.run()
+    assert key in str(error.value)
+    assert not session.results.exists()
+
+
+def test_held_out_images_of_a_poisoned_set_are_not_called_clean(run):
+    session = run({"defense": "keeps-auxiliary", "auxiliary_poison_rate": 0.2}, "scaled")
+    kinds = [
+        set(scores.loc[scores["split"] == "auxiliary", "condition"])
+        for cell in session.cells
+        for scores in [load_scores(CellStore(session.results).folder / cell.key)]
+    ]
+    assert kinds == [{"owned"}, {"clean"}]

@@ -47,3 +47,10 @@ def test_module_that_does_not_import_is_named(plug_in):
     plug_in("defenses", ghost="no_such_module:Ghost")
     with pytest.raises(InputError, match="no_such_module does not import"):
         registry.load("defenses", "ghost")
+
+
+def test_module_that_does_not_parse_is_listed_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("class Half(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = registry.Entry("half-written", "defenses", "half_written")
+    assert registry.summary(entry).startswith("does not import: SyntaxError")
