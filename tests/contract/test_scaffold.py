@@ -61,7 +61,7 @@ def test_untouched_scaffold_passes_its_check_and_its_test(
 @pytest.fixture
 def here(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout that this process takes for its own."""
-    monkeypatch.setattr(registry, "_folder", lambda group: checkout / group)
+    monkeypatch.setattr(registry, "folder", lambda group: checkout / group)
     registry.entries.cache_clear()
     yield checkout
     registry.entries.cache_clear()

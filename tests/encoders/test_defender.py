@@ -17,6 +17,8 @@ def test_a_defense_sees_images_in_embeddings_out_and_nothing_else(encoder):
         "features",
         "forward",
         "hits",
+        "normalise",
+        "forward_normalised",
         "image_size",
         "layers",
         "remember",
@@ -111,3 +113,13 @@ def test_inference_tensors_cannot_be_remembered_but_are_embedded(encoder, images
     with pytest.raises(ValueError, match="inference mode cannot be remembered"):
         view.remember(untracked, torch.zeros(6, 32))
     assert torch.equal(view.embed(untracked), encoder.embed(images))
+
+
+@pytest.mark.parametrize("door", ["normalise", "forward_normalised"])
+def test_normalisation_is_for_who_requires_gradients(encoder, images, door):
+    with pytest.raises(PermissionError, match=rf"encoder\.{door} needs 'gradients'"):
+        getattr(DefenderEncoder(encoder), door)(images)
+    declared = DefenderEncoder(encoder, frozenset({"gradients"}))
+    assert torch.equal(getattr(declared, door)(images), getattr(encoder, door)(images))
+    through = declared.forward_normalised(declared.normalise(images))
+    assert torch.equal(through, encoder.forward(images))
