@@ -268,3 +268,11 @@ def test_gate_without_a_twin_never_says_ok(success, status):
 def test_gate_with_half_a_twin_is_uncontrolled():
     assert validity_gate(0.9, 0.1, 0.9, None)[0] == "uncontrolled"
     assert validity_gate(0.9, None, 0.9, 0.9)[0] == "uncontrolled"
+
+
+def test_knn_reproduces_the_vote_of_decrees_code():
+    """Probe D9 of the published DECREE code."""
+    steps = torch.arange(512, dtype=torch.float32)
+    queries, bank = (wave.view(64, 8) for wave in (torch.sin(0.3 * steps), torch.cos(0.17 * steps)))
+    found = knn_predict(queries[:6], bank, torch.arange(64) % 4, 4, k=10, temperature=0.5)
+    assert found.tolist() == [0, 1, 3, 0, 1, 3]
