@@ -12,7 +12,7 @@ from bench.data.imageset import ImageSet
 from bench.encoders.encoder import Encoder
 from bench.evaluation.downstream import clean_accuracy, knn_predict
 
-__all__ = ["FirstLook", "SmokeTest", "first_look", "smoke_test"]
+__all__ = ["SmokeTest", "first_look", "smoke_test"]
 
 BANK_IMAGES, QUERY_IMAGES = 2000, 500
 _BATCH = 512  # all of them as floats would be 1.5 GB at 224 pixels
@@ -25,26 +25,6 @@ CHANCE_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class FirstLook:
-    """What embeddings alone say.
-
-    Attributes
-    ----------
-    figures
-        ``mean_norm``, ``mean_cosine`` (over pairs of different images) and ``constant_dimensions``
-        (share); empty when embeddings are not finite.
-    problems
-        Sentences; empty when nothing looks wrong.
-    fatal
-        Whether no number from this encoder could mean anything.
-    """
-
-    figures: dict[str, float]
-    problems: tuple[str, ...]
-    fatal: bool
-
-
-@dataclass(frozen=True)
 class SmokeTest:
     """What was measured and what looks wrong.
 
@@ -52,7 +32,8 @@ class SmokeTest:
     ----------
     figures
         ``mean_norm``, ``mean_cosine`` (over pairs of different images), ``constant_dimensions``
-        (share), ``knn_accuracy`` and ``chance`` (the share of the commonest class).
+        (share); of :func:`smoke_test` also ``knn_accuracy`` and ``chance`` (the share of the
+        commonest class). Empty when embeddings are not finite.
     problems
         Sentences; empty when nothing looks wrong.
     fatal
@@ -92,7 +73,7 @@ def smoke_test(encoder: Encoder, train: ImageSet, queries: ImageSet) -> SmokeTes
     return SmokeTest(figures, tuple(problems), fatal=look.fatal)
 
 
-def first_look(encoder: Encoder, images: ImageSet) -> FirstLook:
+def first_look(encoder: Encoder, images: ImageSet) -> SmokeTest:
     """The part of :func:`smoke_test` that needs no labels; the first 2,000 ``images`` are used."""
     shown = images.select(torch.arange(min(len(images), BANK_IMAGES)))
     return _judged(_embedded(encoder, shown))
@@ -102,15 +83,15 @@ def _embedded(encoder: Encoder, images: ImageSet) -> Tensor:
     return torch.cat([encoder.embed(batch) for batch in images.batches(_BATCH)])
 
 
-def _judged(embeddings: Tensor) -> FirstLook:
+def _judged(embeddings: Tensor) -> SmokeTest:
     broken = int((~torch.isfinite(embeddings)).any(1).sum())
     if broken:
         problem = f"{broken} of {len(embeddings)} embeddings are not finite"
-        return FirstLook({}, (problem,), fatal=True)
+        return SmokeTest({}, (problem,), fatal=True)
     figures = _statistics(embeddings)
     dead = figures["constant_dimensions"]
     if dead == 1.0:
-        return FirstLook(figures, ("every image has the same embedding",), len(embeddings) > 1)
+        return SmokeTest(figures, ("every image has the same embedding",), len(embeddings) > 1)
     problems = []
     if figures["mean_cosine"] > COLLAPSED:
         problems.append(
@@ -119,7 +100,7 @@ def _judged(embeddings: Tensor) -> FirstLook:
         )
     if dead > DEAD_SHARE:
         problems.append(f"{dead:.0%} of the dimensions never vary: are all weights there?")
-    return FirstLook(figures, tuple(problems), fatal=False)
+    return SmokeTest(figures, tuple(problems), fatal=False)
 
 
 def _statistics(embeddings: Tensor) -> dict[str, float]:
