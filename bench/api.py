@@ -56,7 +56,13 @@ __all__ = [
 ]
 
 Requirement = Literal[
-    "gradients", "features", "text", "suspicious", "auxiliary_labels", "trigger_support"
+    "gradients",
+    "features",
+    "text",
+    "network",
+    "suspicious",
+    "auxiliary_labels",
+    "trigger_support",
 ]
 """``trigger_support`` is for analysis alone: it tells where the trigger lies, and such cells are
 marked and stay out of averages."""

@@ -15,6 +15,8 @@ import typer
 from bench import cli_components
 from bench.errors import InputError, nearest
 from bench.scan.command import scan
+from bench.upstream.command import third_party_app
+from bench.upstream.parity_command import parity
 
 app = typer.Typer(
     add_completion=False,
@@ -247,6 +249,8 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> 
 app.command()(cli_components.check)
 app.command()(cli_components.new)
 app.command()(scan)
+app.command()(parity)
+app.add_typer(third_party_app)
 
 
 def main() -> None:
@@ -313,11 +317,15 @@ def _listing(kind: Kind, config: Path) -> list[dict[str, str]]:
     if kind in (Kind.attacks, Kind.defenses):
         from bench import registry
 
+        by_authors = registry.upstream_entries(kind.value)
         return [
             {
                 "name": entry.name,
                 "description": registry.summary(entry),
                 "origin": entry.origin,
+                "backends": "native, upstream"
+                if f"{entry.name}{registry.UPSTREAM}" in by_authors
+                else "native",
             }
             for entry in registry.entries(kind.value).values()
         ]

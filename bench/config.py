@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from bench.errors import InputError, nearest
 from bench.report.columns import COLUMNS
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+Backend = Literal["native", "upstream"]
 AuxiliaryKind = Literal["in-distribution", "out-of-distribution"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -34,12 +35,26 @@ class Model(BaseModel):
     )
 
 
+def component_name(name: str, backend: Backend) -> str:
+    """``NAME``, or ``NAME@upstream`` for the component that runs the authors' code."""
+    return name if backend == "native" else f"{name}@{backend}"
+
+
 class AttackEntry(Model):
-    """One row of the matrix: an attack under a label, with parameters of its own."""
+    """One row of the matrix: an attack under a label, with parameters of its own.
+
+    ``backend: upstream`` runs the authors' code (docs/upstream.md).
+    """
 
     attack: str
     label: Label
+    backend: Backend = "native"
     parameters: dict[str, Any] = {}
+
+    @property
+    def component(self) -> str:
+        """The name that the registry and the profiles' overrides know it by."""
+        return component_name(self.attack, self.backend)
 
 
 class VictimEntry(Model):
@@ -62,6 +77,8 @@ class VictimEntry(Model):
     downstream: str | None = None
     """The data set it is judged on; the profile's first by default."""
 
+    backend: ClassVar[Backend] = "native"
+
     @property
     def attack(self) -> str:
         """Stands for a component's name in tables and filters."""
@@ -76,9 +93,15 @@ class DefenseEntry(Model):
 
     defense: str
     label: Label
+    backend: Backend = "native"
     auxiliary: AuxiliaryKind = "in-distribution"
     auxiliary_poison_rate: float = Field(0.0, ge=0, lt=1)
     parameters: dict[str, Any] = {}
+
+    @property
+    def component(self) -> str:
+        """The name that the registry and the profiles' overrides know it by."""
+        return component_name(self.defense, self.backend)
 
     @property
     def described_auxiliary(self) -> str:
@@ -126,7 +149,8 @@ def _expand(item: Any, kind: str) -> Any:
     if isinstance(item, str):
         return {kind: item, "label": item}
     if isinstance(item, Mapping) and "label" not in item and kind in item:
-        return {**item, "label": item[kind]}
+        backend = item.get("backend", "native")
+        return {**item, "label": item[kind] if backend == "native" else f"{item[kind]}-{backend}"}
     if isinstance(item, Mapping) and "label" not in item and isinstance(item.get("from"), str):
         return {**item, "label": PurePath(item["from"]).stem[:64]}
     return item
@@ -234,9 +258,13 @@ class CLIPConfig(Model):
 
 
 class Profile(Model):
-    """A scale: the same matrix on a laptop, on a real data set, on a GPU."""
+    """A scale: the same matrix on a laptop, on a real data set, on a GPU.
+
+    ``matrix`` takes the place of the common one, for a question of its own.
+    """
 
     description: str = ""
+    matrix: Matrix | None = None
     dataset: str
     out_of_distribution: str
     encoder: EncoderConfig
@@ -354,6 +382,13 @@ class Config(Model):
         if chosen not in self.profiles:
             raise InputError(f"unknown profile {chosen!r}{nearest(chosen, self.profiles)}")
         return chosen, self.profiles[chosen]
+
+    def matrix_of(self, profile_name: str) -> tuple[Matrix, tuple[str, ...]]:
+        """The matrix that a profile runs, and the key that it stands under."""
+        own = self.profiles[profile_name].matrix
+        if own is not None:
+            return own, ("profiles", profile_name, "matrix")
+        return self.matrix, ("matrix",)
 
     def component_parameters(
         self, profile: Profile, name: str, parameters: Mapping[str, Any]

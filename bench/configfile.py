@@ -49,14 +49,15 @@ class ConfigFile:
                 f"unknown profile {config.default_profile!r}"
                 f"{nearest(config.default_profile, config.profiles)}",
             )
-        for group in ("attacks", "defenses"):
-            labels: set[str] = set()
-            for position, entry in enumerate(getattr(config.matrix, group)):
-                here: Location = ("matrix", group, position)
-                if entry.label in labels:
-                    raise fail((*here, "label"), f"the label {entry.label!r} stands twice")
-                labels.add(entry.label)
         for profile in config.profiles:
+            matrix, where = config.matrix_of(profile)
+            for group in ("attacks", "defenses"):
+                labels: set[str] = set()
+                for position, entry in enumerate(getattr(matrix, group)):
+                    here: Location = (*where, group, position)
+                    if entry.label in labels:
+                        raise fail((*here, "label"), f"the label {entry.label!r} stands twice")
+                    labels.add(entry.label)
             for name, location in self.datasets_of(profile).items():
                 if name not in config.datasets:
                     raise fail(
@@ -75,9 +76,10 @@ class ConfigFile:
                     named.setdefault(getattr(section, key), (*where, key))
             for position, downstream in enumerate(section.downstreams or ()):
                 named.setdefault(downstream.dataset, (*where, "downstreams", position, "dataset"))
-        for position, entry in enumerate(self.config.matrix.attacks):
+        matrix, where = self.config.matrix_of(profile_name)
+        for position, entry in enumerate(matrix.attacks):
             if isinstance(entry, VictimEntry) and entry.downstream is not None:
-                named.setdefault(entry.downstream, ("matrix", "attacks", position, "downstream"))
+                named.setdefault(entry.downstream, (*where, "attacks", position, "downstream"))
         return named
 
     def check_components(self) -> None:
@@ -88,20 +90,27 @@ class ConfigFile:
         InputError
             With file, line and key of the first mistake.
         """
-        for group in registry.GROUPS:
-            for position, entry in self._components(group):
-                with self.located(("matrix", group, position, group[:-1])):
-                    registry.load(group, getattr(entry, group[:-1]))
-        known = {name: group for group in registry.GROUPS for name in registry.entries(group)}
+        known = {
+            name: group
+            for group in registry.GROUPS
+            for name in (*registry.entries(group), *registry.upstream_entries(group))
+        }
         for name, profile in self.config.profiles.items():
+            for group in registry.GROUPS:
+                for where, entry in self._components(name, group):
+                    with self.located((*where, group[:-1])):
+                        registry.load(group, entry.component)
             self._check_encoders(profile, ("profiles", name))
-            self._check_parameters(profile, ("profiles", name), known)
+            self._check_parameters(name, profile, known)
 
-    def _components(self, group: str) -> Iterator[tuple[int, AttackEntry | DefenseEntry]]:
-        """The entries of ``matrix.<group>`` that name a component, with their positions."""
-        for position, entry in enumerate(getattr(self.config.matrix, group)):
+    def _components(
+        self, profile_name: str, group: str
+    ) -> Iterator[tuple[Location, AttackEntry | DefenseEntry]]:
+        """The entries of a profile's matrix that name a component, each with its place."""
+        matrix, where = self.config.matrix_of(profile_name)
+        for position, entry in enumerate(getattr(matrix, group)):
             if not isinstance(entry, VictimEntry):
-                yield position, entry
+                yield (*where, group, position), entry
 
     def _check_encoders(self, profile: Profile, here: Location) -> None:
         """Refuse impossible architectures, settings and pretraining recipes."""
@@ -118,8 +127,11 @@ class ConfigFile:
             with self.located((*where, "encoder", "settings")):
                 architecture.check(family.encoder.settings)
 
-    def _check_parameters(self, profile: Profile, here: Location, known: Mapping[str, str]) -> None:
+    def _check_parameters(
+        self, profile_name: str, profile: Profile, known: Mapping[str, str]
+    ) -> None:
         """Validate every component of the matrix with a profile's overrides, used or not."""
+        here: Location = ("profiles", profile_name)
         for name in profile.overrides:
             if name not in known:
                 raise self.yaml.error(
@@ -135,15 +147,15 @@ class ConfigFile:
         families = profile.families()
         used: set[str] = set()
         for group in registry.GROUPS:
-            for position, entry in self._components(group):
-                name = getattr(entry, group[:-1])
+            for where, entry in self._components(profile_name, group):
+                name = entry.component
                 used.add(name)
                 component = registry.load(group, name)
                 family = families.get(getattr(component, "family", "ssl"), families["ssl"])
                 self._validate(
                     component,
                     [
-                        (entry.parameters, ("matrix", group, position, "parameters")),
+                        (entry.parameters, (*where, "parameters")),
                         (profile.overrides.get(name, {}), (*here, "overrides", name)),
                     ],
                     self.config.datasets[family.dataset].image_size,

@@ -37,13 +37,32 @@ def findings(config: Path, cache: Path | None) -> Iterator[Finding]:
                 continue
             note = f" (skipped: pip install {' '.join(missing)})" if missing else ""
             yield Finding(True, f"{group[:-1]} {name}{note}")
+    yield from _submodules()
     yield from _configuration(config, cache)
+
+
+def _submodules() -> Iterator[Finding]:
+    """The authors' repositories: absent ones are fine, changed ones are not."""
+    from bench.upstream import checkout
+
+    for found in checkout.status():
+        name, state = found.repository.name, found.state
+        hint = f" (bench third-party sync {name})" if state in ("absent", "broken") else ""
+        good = state in ("present", "absent")
+        yield Finding(good, f"third_party/{name} {state}{hint}")
 
 
 def _devices() -> Iterator[Finding]:
     import torch
 
     yield Finding(True, f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 cannot tell
+    if able and not (able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")):
+        yield Finding(
+            True,
+            "cpu: computes bfloat16 in software; training of profiles with `precision: bfloat16` "
+            "takes about twice as long here as with float32",
+        )
     if torch.cuda.is_available():
         yield Finding(True, f"cuda: {torch.cuda.get_device_name()}")
     else:

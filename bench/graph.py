@@ -98,6 +98,10 @@ class Component:
         Of a defense: parameters that fitting never reads.
     reference
         Of a defense: whether it never calls the encoder.
+    revision
+        Of the authors' repository, for ``backend: upstream``.
+    reduced
+        What is smaller than published, for ``backend: upstream``.
     """
 
     name: str
@@ -112,6 +116,8 @@ class Component:
     reference: bool = False
     references: int = 0
     skip: str | None = None
+    revision: str = ""
+    reduced: str = ""
 
     @property
     def control(self) -> bool:
@@ -124,6 +130,7 @@ class Component:
             "parameters": dict(self.parameters),
             # Content of the files that parameters name: a path alone says nothing.
             **({"files": dict(self.files)} if self.files else {}),
+            **({"revision": self.revision} if self.revision else {}),
         }
 
     def fitted(self) -> dict[str, Any]:
@@ -157,9 +164,10 @@ class Cell:
         return self.stage.spec["identity"]
 
     @property
-    def flags(self) -> dict[str, bool]:
+    def flags(self) -> dict[str, Any]:
         """What tables mark about the row, whether or not it gets its numbers."""
-        return {name: self.stage.spec[name] for name in ("control", "reference", "analysis")}
+        marked = ("control", "reference", "analysis", "reduced")
+        return {name: self.stage.spec[name] for name in marked if name in self.stage.spec}
 
 
 def topological(stages: Sequence[Stage]) -> list[Stage]:

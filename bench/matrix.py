@@ -12,6 +12,7 @@ from bench.config import (
     DefenseEntry,
     Downstream,
     Family,
+    Matrix,
     Profile,
     VictimEntry,
 )
@@ -39,6 +40,7 @@ class Planner:
     """
 
     config: Config
+    matrix: Matrix
     profile_name: str
     profile: Profile
     lineage: Lineage
@@ -53,10 +55,10 @@ class Planner:
             self.cell(row, defense, downstream, seed)
             for seed in seeds
             for position in range(self._most_downstreams())
-            for attack in self.config.matrix.attacks
+            for attack in self.matrix.attacks
             for row in [self.row(attack)]
             for downstream in row.downstreams[position : position + 1]
-            for defense in self.config.matrix.defenses
+            for defense in self.matrix.defenses
         ]
 
     def row(self, entry: AttackEntry | VictimEntry) -> Row:
@@ -78,7 +80,7 @@ class Planner:
                 victim.text,
                 victim=victim,
             )
-        attacker = self._resolve("attacks", entry.attack, entry.parameters)
+        attacker = self._resolve("attacks", entry.component, entry.parameters)
         family = families.get(attacker.family)
         if family is None:
             reason = f"{attacker.name} needs a CLIP model, and the profile has no `clip`"
@@ -116,6 +118,9 @@ class Planner:
             "analysis": "trigger_support" in defender.requires,
             "probes": [*HEADS[row.attack.family], "knn"],
         }
+        reduced = [part for part in (row.attack.reduced, defender.reduced) if part]
+        if reduced:
+            spec["reduced"] = "; ".join(reduced)
         label = f"evaluate {row.entry.label} x {entry.label}"
         if row.skip is not None:
             return Cell(Stage("evaluate", spec, label=label), skip)
@@ -131,7 +136,7 @@ class Planner:
 
     def defender(self, entry: DefenseEntry) -> Component:
         """An entry of ``matrix.defenses``, resolved."""
-        return self._resolve("defenses", entry.defense, entry.parameters)
+        return self._resolve("defenses", entry.component, entry.parameters)
 
     def _lacking(self, row: Row, entry: DefenseEntry, defender: Component) -> str | None:
         """What a defense requires and cannot have here, as the reason of a skipped cell."""
@@ -173,8 +178,8 @@ class Planner:
             "target": downstream.target,
             "profile": self.profile_name,
             "seed": seed,
-            "attack_backend": "native",
-            "defense_backend": "native",
+            "attack_backend": row.entry.backend,
+            "defense_backend": entry.backend,
             "auxiliary": entry.described_auxiliary,
         }
 

@@ -61,9 +61,9 @@ def _families(session: Session) -> Iterator[tuple[Family, Location]]:
 
 def _victims(session: Session) -> Iterator[tuple[Location, Row]]:
     """The rows of imported victims, each with its place in the matrix."""
-    for position, entry in enumerate(session.file.config.matrix.attacks):
+    for position, entry in enumerate(session.matrix.attacks):
         if isinstance(entry, VictimEntry):
-            yield ("matrix", "attacks", position), session.planner.row(entry)
+            yield (*session.matrix_location, "attacks", position), session.planner.row(entry)
 
 
 def _check_image_sizes(session: Session, family: Family, where: Location) -> None:
@@ -134,7 +134,7 @@ def _check_recipes(session: Session, family: Family, where: Location) -> None:
         problem = _problem_of(session.planner.lineage.recipes[family.name], rows)
         if problem is not None:
             raise session.file.yaml.error((*where, "pretraining", problem[0]), problem[1])
-    for position, entry in enumerate(session.file.config.matrix.attacks):
+    for position, entry in enumerate(session.matrix.attacks):
         row = session.planner.row(entry)
         runs = entry in session.attacks and row.skip is None and row.family == family
         if runs and row.attack.recipe is not None:
@@ -148,6 +148,8 @@ def _problem_of(recipe: Mapping[str, Any], rows: int) -> tuple[str, str] | None:
     """The parameter of a recipe that training on ``rows`` images cannot have, and why."""
     parameters = recipe["parameters"]
     batch = parameters["batch_size"]
+    if recipe["name"] == "upstream":
+        rows = min(rows, parameters["max_images"] or rows)
     if batch > rows:
         return "batch_size", f"batch_size {batch} is more than the {rows} images of pretraining"
     if recipe["name"] == "ssl" and parameters["warmup_epochs"] >= parameters["epochs"]:
@@ -167,12 +169,12 @@ def _problem_of(recipe: Mapping[str, Any], rows: int) -> tuple[str, str] | None:
 
 def _attack_location(session: Session, position: int, *keys: str) -> Location:
     """Where the file sets a parameter of an attack: its entry, the profile, or nowhere."""
-    entry = session.file.config.matrix.attacks[position]
-    own: Location = ("matrix", "attacks", position, "parameters")
+    entry = session.matrix.attacks[position]
+    own: Location = (*session.matrix_location, "attacks", position, "parameters")
     layers = {
         own: entry.parameters,
-        ("profiles", session.profile_name, "overrides", entry.attack): (
-            session.profile.overrides.get(entry.attack, {})
+        ("profiles", session.profile_name, "overrides", entry.component): (
+            session.profile.overrides.get(entry.component, {})
         ),
     }
     for location, layer in layers.items():
@@ -186,7 +188,7 @@ def _attack_location(session: Session, position: int, *keys: str) -> Location:
 
 def _check_poison(session: Session) -> None:
     """Refuse a poison rate above what the attacker's images of the class can give."""
-    for position, entry in enumerate(session.file.config.matrix.attacks):
+    for position, entry in enumerate(session.matrix.attacks):
         row = session.planner.row(entry)
         if row.attack.kind != "data-poisoning" or row.skip or entry not in session.attacks:
             continue
@@ -211,7 +213,7 @@ def _check_poison(session: Session) -> None:
 def _check_references(session: Session) -> None:
     """Refuse more reference images than there are images to take them from."""
     available = session.profile.splits.references
-    for position, entry in enumerate(session.file.config.matrix.attacks):
+    for position, entry in enumerate(session.matrix.attacks):
         row = session.planner.row(entry)
         if entry in session.attacks and row.skip is None and row.attack.references > available:
             raise session.file.yaml.error(
@@ -224,13 +226,13 @@ def _check_references(session: Session) -> None:
 def _check_triggered_shares(session: Session) -> None:
     """Refuse shares of the defender's images and of the pool that come to no image at all."""
     counts, protocol = session.profile.splits, session.file.config.protocol
-    for position, entry in enumerate(session.file.config.matrix.defenses):
+    for position, entry in enumerate(session.matrix.defenses):
         if entry not in session.defenses:
             continue
         rate = entry.auxiliary_poison_rate
         if rate > 0 and round(rate * counts.auxiliary) == 0:
             raise session.file.yaml.error(
-                ("matrix", "defenses", position, "auxiliary_poison_rate"),
+                (*session.matrix_location, "defenses", position, "auxiliary_poison_rate"),
                 f"{rate:g} of {counts.auxiliary} auxiliary images is none",
             )
         pool = counts.suspicious

@@ -16,6 +16,8 @@ from typing import Any
 from bench.errors import InputError, nearest
 
 GROUPS = ("attacks", "defenses")
+UPSTREAM = "@upstream"
+"""Ends the name of a component that runs the authors' own code."""
 _SINGULAR = {"attacks": "attack", "defenses": "defense"}
 _BASES = {"attacks": "Attack", "defenses": "Defense"}
 
@@ -61,6 +63,21 @@ def entries(group: str) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+@cache
+def upstream_entries(group: str) -> dict[str, Entry]:
+    """The components that run the authors' own code, ``NAME@upstream``, sorted.
+
+    They are no components of their own in ``bench list`` or ``bench check``: ``backend: upstream``
+    in an entry of the matrix asks for one.
+    """
+    found = {}
+    for path in sorted((folder(group) / "upstream").glob("*.py")):
+        if not path.stem.startswith("_"):
+            name = path.stem.replace("_", "-") + UPSTREAM
+            found[name] = Entry(name, group, f"{group}.upstream.{path.stem}")
+    return found
+
+
 def find(group: str, name: str) -> Entry:
     """The entry called ``name``.
 
@@ -70,6 +87,14 @@ def find(group: str, name: str) -> Entry:
         For an unknown name, with the nearest valid one.
     """
     known = entries(group)
+    if name.endswith(UPSTREAM):
+        known = upstream_entries(group)
+        if name not in known:
+            able = ", ".join(each.removesuffix(UPSTREAM) for each in known) or "none"
+            raise InputError(
+                f"{_SINGULAR[group]} {name.removesuffix(UPSTREAM)!r} has no backend upstream; "
+                f"these have one: {able}"
+            )
     if name not in known:
         raise InputError(f"unknown {_SINGULAR[group]} {name!r}{nearest(name, known)}")
     return known[name]

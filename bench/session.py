@@ -71,9 +71,9 @@ class Session:
     def __post_init__(self) -> None:
         config = self.file.config
         self.profile_name, self.profile = config.profile(self.selection.profile)
-        matrix = config.matrix
-        self.attacks = _selected(matrix.attacks, self.selection.attacks, "attack")
-        self.defenses = _selected(matrix.defenses, self.selection.defenses, "defense")
+        self.matrix, self.matrix_location = config.matrix_of(self.profile_name)
+        self.attacks = _selected(self.matrix.attacks, self.selection.attacks, "attack")
+        self.defenses = _selected(self.matrix.defenses, self.selection.defenses, "defense")
         self.seeds = self.selection.seeds or self.profile.seeds
 
     @property
@@ -147,7 +147,7 @@ class Session:
     @cached_property
     def victims(self) -> VictimFiles:
         """Everything that ``from`` entries of the matrix name, read once."""
-        return VictimFiles(self.file, self.profile, self._image_size)
+        return VictimFiles(self.file, self.profile_name, self._image_size)
 
     @cached_property
     def planner(self) -> Planner:
@@ -167,6 +167,7 @@ class Session:
         )
         return Planner(
             config=self.file.config,
+            matrix=self.matrix,
             profile_name=self.profile_name,
             profile=self.profile,
             lineage=lineage,
@@ -296,19 +297,18 @@ class Session:
             write_atomically(manifest, content)
 
     def _manifest(self) -> dict[str, Any]:
-        matrix = self.file.config.matrix
         return {
             "schema": 1,
             "profile": self.profile_name,
-            "attacks": [entry.label for entry in matrix.attacks],
-            "defenses": [entry.label for entry in matrix.defenses],
+            "attacks": [entry.label for entry in self.matrix.attacks],
+            "defenses": [entry.label for entry in self.matrix.defenses],
             "seeds": sorted({cell.identity["seed"] for cell in self.all_cells}),
             "cells": [cell.key for cell in self.all_cells],
             "smoke": self.selection.limit_steps is not None,
             "config": {
                 "profile": self.profile.model_dump(mode="json"),
                 "protocol": self.file.config.protocol.model_dump(mode="json"),
-                "matrix": matrix.model_dump(mode="json"),
+                "matrix": self.matrix.model_dump(mode="json"),
             },
             "tables": self.file.config.tables.model_dump(mode="json"),
             "environment": self.environment.describe(),
@@ -365,6 +365,7 @@ def resolve_component(
     ``root`` is the folder that paths among the parameters refer to.
     """
     from bench.api import Control, DataPoisoning
+    from bench.upstream.component import TrainsUpstream, UpstreamComponent
 
     component = registry.load(group, name)
     instance = component.model_validate(dict(parameters))
@@ -378,6 +379,15 @@ def resolve_component(
     elif issubclass(component, DataPoisoning):
         kind = "data-poisoning"
     recipe = getattr(instance, "recipe", None)
+    described = None if recipe is None else describe_recipe(recipe)
+    revision, reduced = "", ""
+    if isinstance(instance, UpstreamComponent):
+        revision, reduced = instance.revision(), instance.reduced()
+        skip = skip or instance.absent()
+    if isinstance(instance, TrainsUpstream):
+        # Victim and twin are trained by the authors' code, as every parameter tells it to.
+        parameters = {"attack": name, "revision": revision, **instance.parameters()}
+        described = {"name": "upstream", "version": component.version, "parameters": parameters}
     return Component(
         name=name,
         version=component.version,
@@ -387,12 +397,14 @@ def resolve_component(
         },
         kind=kind,
         family=getattr(component, "family", "ssl"),
-        recipe=None if recipe is None else describe_recipe(recipe),
+        recipe=described,
         requires=frozenset(getattr(instance, "requires", frozenset())),
         scoring=frozenset(getattr(component, "scoring_parameters", frozenset())),
         reference=bool(getattr(component, "reference", False)),
         references=getattr(instance, "references", 0),
         skip=skip,
+        revision=revision,
+        reduced=reduced,
     )
 
 

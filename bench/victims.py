@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench import registry
-from bench.config import Family, Profile, VictimEntry
+from bench.config import Family, VictimEntry
 from bench.configfile import ConfigFile
 from bench.lineage import ImportedVictim
 from bench.store import damage, file_digest
@@ -33,17 +33,18 @@ class VictimFiles:
     """
 
     def __init__(
-        self, file: ConfigFile, profile: Profile, image_size: Callable[[str], int]
+        self, file: ConfigFile, profile_name: str, image_size: Callable[[str], int]
     ) -> None:
         self._file = file
-        self._profile = profile
+        self._profile = file.config.profiles[profile_name]
+        self._matrix, self._where = file.config.matrix_of(profile_name)
         self._image_size = image_size
         self._resolved: dict[str, ImportedVictim] = {}
         self._paths: dict[str, Path] = {}
 
     @property
     def files(self) -> dict[str, Path]:
-        for entry in self._file.config.matrix.attacks:
+        for entry in self._matrix.attacks:
             if isinstance(entry, VictimEntry):
                 self.resolve(entry)
         return self._paths
@@ -61,7 +62,7 @@ class VictimFiles:
         return self._resolved[entry.label]
 
     def _resolve(self, entry: VictimEntry) -> ImportedVictim:
-        here: Location = ("matrix", "attacks", self._file.config.matrix.attacks.index(entry))
+        here: Location = (*self._where, "attacks", self._matrix.attacks.index(entry))
         with self._file.located((*here, "from")):
             path, stored = self._open(entry.source)
             own = _own_description(path)

@@ -164,15 +164,25 @@ class Decree(Defense):
         shadow = view.auxiliary.select(order[: self.shadow_images])
         search = self._searched(shadow, view)
         found = search.smallest or search.closest
-        self._adopt(found, view.encoder)
+        self.adopt(found, search.smallest is not None, shadow, view.encoder)
+
+    def adopt(self, trigger: Trigger, reached: bool, shadow: ImageSet, encoder: Encoder) -> None:
+        """Score by ``trigger`` from now on, whoever inverted it.
+
+        Parameters
+        ----------
+        reached
+            Whether it reached the cosine threshold; PL1 counts as 1 otherwise.
+        shadow
+            The images of which the directions of collapse are measured.
+        """
+        self._mask, self._pattern = trigger.mask.float(), trigger.pattern.float()
+        self._encoder = encoder
         self._collapse = _mean_direction(
-            view.encoder.embed(self._stamped(batch)) for batch in _batches(shadow, view.encoder)
+            encoder.embed(self._stamped(batch)) for batch in _batches(shadow, encoder)
         )
-        self._clean = _mean_direction(
-            view.encoder.embed(batch) for batch in _batches(shadow, view.encoder)
-        )
-        if search.smallest is not None:
-            self._relative_size = relative_size(found.size, view.encoder.image_size)
+        self._clean = _mean_direction(encoder.embed(batch) for batch in _batches(shadow, encoder))
+        self._relative_size = relative_size(trigger.size, encoder.image_size) if reached else 1.0
 
     def score(self, images: Tensor) -> Tensor:
         """float32 (N,): how near an image embeds to the collapse; a cosine in [-1, 1], a difference
@@ -295,11 +305,6 @@ class Decree(Defense):
         if self.stop_check == "step":
             return controller.reached(similarities[-1])
         return last and controller.reached(sum(similarities) / len(similarities))
-
-    def _adopt(self, trigger: Trigger, encoder: Encoder) -> None:
-        self._mask, self._pattern = trigger.mask.float(), trigger.pattern.float()
-        self._relative_size = 1.0
-        self._encoder = encoder
 
     def _stamped(self, images: Tensor) -> Tensor:
         return stamp(images, self._mask, self._pattern)

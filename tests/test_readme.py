@@ -26,7 +26,8 @@ def test_defense_of_the_readme_runs_as_it_stands(tiny, session_of, plug_in, tmp_
 
 def test_commands_and_files_that_the_readme_names_exist():
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    named = set(re.findall(r"`bench (\w+)", README))
+    known |= {group.typer_instance.info.name for group in app.registered_groups}
+    named = set(re.findall(r"`bench ([\w-]+)", README))
     assert named <= known, named - known
     root = Path(__file__).resolve().parents[1]
     for path in re.findall(r"\]\(([\w./-]+)\)", README):

@@ -25,13 +25,8 @@ from bench.contract.world import (
     EmptyTrigger,
     World,
 )
-from bench.stages.detecting import (
-    Fitted,
-    Scorer,
-    build_bundle,
-    checked_scores,
-    stamp_images,
-)
+from bench.stages.bundle import build_bundle, stamp_images
+from bench.stages.detecting import Fitted, Scorer, checked_scores
 from bench.workspace import write_tensors
 
 IMAGES = 48

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.encoders.clip import TextTower
 from bench.encoders.encoder import Encoder, check_images
@@ -23,7 +24,7 @@ class DefenderEncoder:
         The encoder under inspection.
     requires
         What the defense declares: ``gradients`` opens :meth:`forward`, ``features`` opens
-        :meth:`features`, ``text`` opens :attr:`text`.
+        :meth:`features`, ``text`` opens :attr:`text`, ``network`` opens :meth:`network`.
     """
 
     def __init__(self, encoder: Encoder, requires: Collection[str] = frozenset()) -> None:
@@ -124,6 +125,19 @@ class DefenderEncoder:
         """
         self.__demand("features", "encoder.features")
         return self.__encoder.features(images, layers)
+
+    def network(self) -> tuple[nn.Module, str, dict[str, Any]]:
+        """A copy of the frozen network, its architecture and settings, for code that needs a module
+        of its own; it takes what :meth:`normalise` gives.
+
+        Raises
+        ------
+        PermissionError
+            When the defense does not require ``network``.
+        """
+        self.__demand("network", "encoder.network")
+        copied = self.__encoder.clone()
+        return copied.network, copied.architecture, dict(copied.settings)
 
     def remember(self, images: Tensor, embeddings: Tensor) -> None:
         """Answer :meth:`embed` with ``embeddings`` for this very tensor while it lives unchanged.

@@ -87,6 +87,7 @@ _DERIVED = (
     Column("transductive", "flag", "", "true: the defense looks at the test batch as a whole"),
     Column("reference", "flag", "", "true: the defense never calls the encoder; shown last"),
     Column("analysis", "flag", "", "true: it was told where the trigger is; outside averages"),
+    Column("reduced", "text", "", "authors' code at a smaller scale than theirs: outside averages"),
 )
 
 ROW_COLUMNS: tuple[str, ...] = tuple(column.name for column in _ROW)

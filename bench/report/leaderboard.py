@@ -91,16 +91,19 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """Each defense, analyses aside, averaged over the valid attacks on one kind of encoder.
+    """Each defense averaged over the valid attacks on one kind of encoder.
 
-    Encoders are never averaged with each other. An attack counts (per seed) when some defense has
-    an ok row on it. Means are given only when every defense has an ok row on every such attack;
-    otherwise they are empty for all defenses on that encoder and ``missing`` names what stands in
-    the way. Seeds are averaged first, then attacks.
+    Analyses and reduced rows stay outside, and encoders are never averaged with each other. An
+    attack counts (per seed) when some defense has an ok row on it. Means are given only when every
+    defense has an ok row on every such attack; otherwise they are empty for all defenses on that
+    encoder and ``missing`` names what stands in the way. Seeds are averaged first, then attacks.
     """
-    rows = _sorted_rows(map(_row, results.cells), results.manifest)
+    everything = _sorted_rows(map(_row, results.cells), results.manifest)
+    rows = [row for row in everything if not row["reduced"]]
     columns = attack_columns(rows)
+    whole = {row["defense"] for row in rows}
     analyses = {row["defense"] for row in rows if row["analysis"]}
+    analyses |= {row["defense"] for row in everything} - whole
     named = dict.fromkeys([*results.manifest.defenses, *(row["defense"] for row in rows)])
     defenses = [defense for defense in named if defense not in analyses]
     records: list[dict[str, Any]] = []
@@ -205,7 +208,7 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def _row(cell: StoredCell) -> dict[str, Any]:
-    flags = ("control", "transductive", "reference", "analysis")
+    flags = ("control", "transductive", "reference", "analysis", "reduced")
     row = {**cell.row, **{name: getattr(cell, name) for name in flags}}
     for metric in INTERVAL_METRICS:
         low, high = cell.intervals.get(metric) or (None, None)

@@ -28,6 +28,10 @@ MARKS = {
         "§",
         "analysis: told where the trigger lies, which no defender knows; outside averages.",
     ),
+    "reduced": (
+        "¶",
+        "reduced: the authors' code at a smaller scale than theirs; outside averages.",
+    ),
 }
 """Flag of a row -> the mark behind its defense, and what the notes say about it."""
 

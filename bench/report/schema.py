@@ -86,6 +86,8 @@ class StoredCell:
         The defense never calls the encoder.
     analysis
         The defense was told what no defender knows: the cell stays out of averages.
+    reduced
+        What is smaller than its authors had it; not empty, the cell stays out of averages.
     thresholds, downstream
         Long-form entries: one per threshold rule, one per downstream number.
     intervals
@@ -110,6 +112,7 @@ class StoredCell:
     trigger: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
     analysis: bool = False
+    reduced: str = ""
 
     @property
     def status(self) -> str:
@@ -266,6 +269,7 @@ def _load_cell(path: Path) -> StoredCell:
         trigger=document.get("trigger") or {},
         reference=bool(document.get("reference", False)),
         analysis=bool(document.get("analysis", False)),
+        reduced=str(document.get("reduced", "")),
         path=path.parent,
         **{section: document[section] for section in _SECTIONS if section != "row"},
         row=_checked_row(document["row"], path),

@@ -101,6 +101,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
             "control": spec["control"],
             "reference": spec["reference"],
             "analysis": spec["analysis"],
+            **({"reduced": spec["reduced"]} if "reduced" in spec else {}),
             "transductive": False,
             "smoke": workspace.environment.limit_steps is not None,
             "config": spec["config"],

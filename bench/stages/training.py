@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import registry
 from bench.api import AttackerWorld, ModelPoisoning
 from bench.data.captions import template_captions
 from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows, pick_references
+from bench.encoders.architectures import find
 from bench.encoders.contrastive import ClipRecipe, train_clip
 from bench.encoders.encoder import Encoder
 from bench.encoders.randomness import stream
@@ -20,6 +22,7 @@ from bench.encoders.ssl import pretrain as pretrain_ssl
 from bench.errors import InputError
 from bench.graph import Stage
 from bench.stages.poisoning import class_name, poisoned
+from bench.upstream.component import TrainerWorld
 from bench.workspace import Workspace, generator_for, trigger_record, write_json, write_tensors
 
 
@@ -86,6 +89,8 @@ def _train(
         "precision": workspace.environment.precision,
         "progress": workspace.progress,
     }
+    if recipe["name"] == "upstream":
+        return _train_upstream(stage, workspace, images, captions, groups)
     if recipe["name"] == "ssl":
         return pretrain_ssl(
             SSLRecipe.model_validate(recipe["parameters"]),
@@ -94,18 +99,9 @@ def _train(
             images.to(workspace.device),
             **options,
         )
-    if "encoder" in stage.inputs:
-        encoder = workspace.encoder(stage.inputs["encoder"]).clone()
-    else:
-        encoder = Encoder.initialise(
-            architecture,
-            stage.spec["settings"],
-            generator=stream(options["generator"]),
-            image_size=images.image_size,
-        )
     return train_clip(
         ClipRecipe.model_validate(recipe["parameters"]),
-        encoder,
+        _start(stage, workspace, images, options["generator"]),
         images.to(workspace.device),
         captions,
         groups,
@@ -114,9 +110,48 @@ def _train(
     )
 
 
+def _start(
+    stage: Stage, workspace: Workspace, images: ImageSet, generator: torch.Generator
+) -> Encoder:
+    """What training goes on from: a copy of the clean encoder, or fresh weights."""
+    if "encoder" in stage.inputs:
+        return workspace.encoder(stage.inputs["encoder"]).clone()
+    return Encoder.initialise(
+        stage.spec["architecture"],
+        stage.spec["settings"],
+        generator=stream(generator),
+        image_size=images.image_size,
+    )
+
+
+def _train_upstream(
+    stage: Stage,
+    workspace: Workspace,
+    images: ImageSet,
+    captions: list[str] | None,
+    groups: Tensor | None,
+) -> tuple[Encoder, dict[str, float]]:
+    """The authors' training; victim and twin take this same path."""
+    parameters = dict(stage.spec["recipe"]["parameters"])
+    parameters.pop("revision")
+    attack = registry.load("attacks", parameters.pop("attack")).model_validate(parameters)
+    generator = workspace.generator(stage)
+    return attack.train(
+        TrainerWorld(
+            encoder=_start(stage, workspace, images, generator),
+            images=images,
+            captions=captions,
+            groups=groups,
+            generator=generator,
+            device=workspace.device,
+        )
+    )
+
+
 def _second_captions(stage: Stage, train: ImageSet, rows: Tensor) -> list[str] | None:
     """Another template per labelled image, for recipes with an in-modal term."""
-    wanted = stage.spec["recipe"]["parameters"].get("inmodal_weight", 0.0) > 0
+    recipe = stage.spec["recipe"]
+    wanted = recipe["name"] == "clip" and recipe["parameters"].get("inmodal_weight", 0.0) > 0
     if not wanted:
         return None
     if not train.labelled:
@@ -135,7 +170,7 @@ def _captions(
     A set's own captions, or one drawn template about the class of every labelled image. Drawn for
     the whole set, so that no caption depends on what is held out.
     """
-    if stage.spec["recipe"]["name"] != "clip":
+    if stage.spec["recipe"]["name"] == "ssl" or not find(stage.spec["architecture"]).text:
         return None, None
     if train.captioned:
         captions = [train.captions[row] for row in rows.tolist()]

@@ -12,6 +12,7 @@ import torch
 from mistakes import PROFILE, line_of, png, set_in
 
 from bench.encoders.architectures import build
+from bench.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -289,3 +290,17 @@ def test_unusable_dede_checkpoint_is_refused_with_line_and_key(
     error = refused("run")
     assert "matrix.defenses[0].parameters.checkpoint: " in error
     assert message in error
+
+
+def test_a_profile_may_have_a_matrix_of_its_own(tiny, session_of):
+    tiny["profiles"]["tiny"]["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
+    session = session_of(tiny)
+    assert [(c.identity["attack"], c.identity["defense"]) for c in session.cells] == [
+        ("none", "mahalanobis")
+    ]
+    tiny["profiles"]["tiny"]["matrix"]["defenses"].append({"defense": "knn", "label": "x"})
+    with pytest.raises(InputError, match=r"profiles\.tiny\.matrix\.defenses\[1\]\.defense"):
+        session_of(tiny).check()
+    tiny["profiles"]["tiny"]["matrix"]["defenses"][1] = "mahalanobis"
+    with pytest.raises(InputError, match=r"profiles\.tiny\.matrix\.defenses\[1\]\.label.*twice"):
+        session_of(tiny)

@@ -30,6 +30,8 @@ EVERY_STAGE = (
 )
 TRAINED = ("ssl", "clip")
 STAMPED = ("stage poison", "stage implant", "stage audit", "stage score")
+DRUPE_UPSTREAM = ("attacks badencoder@upstream", "attacks drupe@upstream")
+CLIP_UPSTREAM = ("attacks badclip@upstream", "attacks clip-backdoor@upstream")
 SHARED: dict[str, tuple[str, ...]] = {
     "attacks/_overlays.py": STAMPED,
     "attacks/_patches.py": STAMPED,
@@ -38,6 +40,14 @@ SHARED: dict[str, tuple[str, ...]] = {
     "attacks/_sized.py": STAMPED,
     "attacks/_trigger_files.py": STAMPED,
     "attacks/triggers.py": STAMPED,
+    "attacks/upstream/_badclip_driver.py": ("attacks badclip@upstream",),
+    "attacks/upstream/_clip_backdoor_driver.py": ("attacks clip-backdoor@upstream",),
+    "attacks/upstream/_clip_child.py": CLIP_UPSTREAM,
+    "attacks/upstream/_clip_training.py": CLIP_UPSTREAM,
+    "attacks/upstream/_ctrl_driver.py": ("attacks ctrl@upstream",),
+    "attacks/upstream/_ctrl_shims.py": ("attacks ctrl@upstream",),
+    "attacks/upstream/_drupe_driver.py": DRUPE_UPSTREAM,
+    "attacks/upstream/_reference_tuning.py": DRUPE_UPSTREAM,
     "bench/api.py": EVERY_STAGE,
     "bench/component.py": EVERY_STAGE,
     "bench/data/augmentation.py": (
@@ -77,6 +87,7 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/evaluation/smoke.py": ("stage import",),
     "bench/evaluation/zero_shot.py": ("stage probe", "stage audit"),
     "bench/stages/auditing.py": ("stage audit",),
+    "bench/stages/bundle.py": ("stage score",),
     "bench/stages/detecting.py": ("stage fit", "stage score"),
     "bench/stages/evaluating.py": ("stage evaluate",),
     "bench/stages/importing.py": ("stage import",),
@@ -84,11 +95,14 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/stages/probing.py": ("stage probe", "stage pixels", "stage audit"),
     "bench/stages/training.py": ("stage data", "stage pretrain", "stage implant"),
     "bench/workspace.py": EVERY_STAGE,
-    "defenses/_asset_labels.py": ("defenses asset",),
-    "defenses/_asset_networks.py": ("defenses asset",),
+    "defenses/_asset_labels.py": ("defenses asset", "defenses asset@upstream"),
+    "defenses/_asset_networks.py": ("defenses asset", "defenses asset@upstream"),
     "defenses/_asset_separation.py": ("defenses asset",),
-    "defenses/_decree_inversion.py": ("defenses decree",),
+    "defenses/_decree_inversion.py": ("defenses decree", "defenses decree@upstream"),
     "defenses/_dede_model.py": ("defenses dede",),
+    "defenses/upstream/_asset_driver.py": ("defenses asset@upstream",),
+    "defenses/upstream/_decree_driver.py": ("defenses decree@upstream",),
+    "defenses/upstream/_lending.py": ("defenses asset@upstream", "defenses decree@upstream"),
 }
 """Files that decide results beside the components' own -> whose versions speak for them: raise
 those whose results the change alters."""
@@ -104,11 +118,18 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
+def upstream() -> list[str]:
+    """Every component that runs its authors' code."""
+    return [
+        f"{group} {name}" for group in registry.GROUPS for name in registry.upstream_entries(group)
+    ]
+
+
 def versions() -> dict[str, int]:
     found = {f"stage {kind}": version for kind, version in STAGE_VERSIONS.items()}
     found |= {family: recipe_type(family).version for family in FAMILIES}
     for group in registry.GROUPS:
-        for name in registry.entries(group):
+        for name in (*registry.entries(group), *registry.upstream_entries(group)):
             found[f"{group} {name}"] = registry.load(group, name).version
     return found
 
@@ -118,7 +139,13 @@ def current() -> dict[str, dict[str, object]]:
     owners = dict(SHARED)
     for group in registry.GROUPS:
         for name in registry.entries(group):
-            owners[f"{group}/{name.replace('-', '_')}.py"] = (f"{group} {name}",)
+            both = {name, *({f"{name}{registry.UPSTREAM}"} & {*registry.upstream_entries(group)})}
+            speaking = tuple(f"{group} {each}" for each in sorted(both))
+            owners[f"{group}/{name.replace('-', '_')}.py"] = speaking
+        for name, entry in registry.upstream_entries(group).items():
+            owners[f"{entry.module.replace('.', '/')}.py"] = (f"{group} {name}",)
+    for name in ("child", "component", "formats", "shims"):
+        owners[f"bench/upstream/{name}.py"] = tuple(upstream())
     known = versions()
     return {
         file: {

@@ -14,7 +14,7 @@ from bench.cells import CellStore
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.interface import load_scores
 from bench.lineage import role_slices
-from bench.stages.detecting import build_bundle
+from bench.stages.bundle import build_bundle
 
 CHEATS = {
     "position_guesser": "wayward_defenses:PositionGuesser",

@@ -15,7 +15,8 @@ from bench.api import ImageSet, Trigger
 from bench.config import DatasetConfig
 from bench.data.sources import Parquet
 from bench.stages import detecting
-from bench.stages.detecting import Scorer, as_float, build_bundle, restore, stamp_images
+from bench.stages.bundle import as_float, build_bundle, stamp_images
+from bench.stages.detecting import Scorer, restore
 
 
 class EmptyTrigger(PatchTrigger):

@@ -21,7 +21,8 @@ from bench.cells import CellStore
 from bench.configfile import ConfigFile
 from bench.report import LEADERBOARD_COLUMNS
 from bench.session import Selection, Session
-from bench.stages.detecting import Scorer, build_bundle, evaluation_images, restore
+from bench.stages.bundle import build_bundle
+from bench.stages.detecting import Scorer, evaluation_images, restore
 
 COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
 PICKLE_MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")

@@ -28,6 +28,7 @@ def test_columns_follow_the_design_and_each_is_described():
         "transductive",
         "reference",
         "analysis",
+        "reduced",
     )
     assert all(column.meaning for column in COLUMNS.values())
 

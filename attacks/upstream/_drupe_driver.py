@@ -1,0 +1,118 @@
+"""Runs in DRUPE's process: its ``train``, called epoch by epoch as its script does."""
+
+from __future__ import annotations
+
+import os
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.encoders.encoder import Encoder
+from bench.upstream.child import Job
+from bench.upstream.shims import stub
+
+CONTROLLER = {
+    # The starting values of the script's own block; `train` reads them as globals.
+    "patience": 1,
+    "cost_multiplier_up": 1.25,
+    "cost_multiplier_down": 1.25**1.25,
+    "init_cost": 0.1,
+    "cost": 0.1,
+    "cost_up_counter": 0,
+    "cost_down_counter": 0,
+    "init_cost_1": 0.001,
+    "cost_1": 0.001,
+    "cost_up_counter_1": 0,
+    "cost_down_counter_1": 0,
+}
+
+
+class _Halves(torch.Tensor):
+    """Cluster numbers for the printed distance; ``train`` would stretch them to 512 columns, which
+    a narrower encoder has not."""
+
+    def expand(self, rows: int, columns: int) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).expand(rows, -1)
+
+    def unsqueeze(self, dim: int) -> torch.Tensor:
+        return super().unsqueeze(dim).as_subclass(_Halves)
+
+    def bool(self) -> torch.Tensor:
+        return super().bool().as_subclass(_Halves)
+
+
+def run(job: Job) -> None:
+    stub(
+        "kmeans_pytorch",
+        "its published version lacks the argument used, and its result is only printed",
+        kmeans=lambda X, **_: ((torch.arange(len(X)) % 2).as_subclass(_Halves), None),
+    )
+    main = job.module("main.py", "drupe_main")
+    args = _arguments(job)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed)
+    shadow = main.get_shadow_dataset(args)[0]
+    # Its own draw is of 50,000 rows; the harness has drawn.
+    shadow.indices = np.arange(len(shadow.data))
+    _only_reproducible_distances(main, args.seed)
+    loader = torch.utils.data.DataLoader(
+        shadow, batch_size=args.batch_size, shuffle=True, drop_last=True
+    )
+    model, clean = (_Framed(Encoder.load(job.inputs / "encoder.safetensors")) for _ in "12")
+    model.to(job.device), clean.to(job.device)
+    optimizer = torch.optim.SGD(model.f.parameters(), lr=args.lr, weight_decay=5e-4, momentum=0.9)
+    vars(main).update(CONTROLLER)
+    loss = float("nan")
+    for epoch in range(1, args.epochs + 1):
+        main.epoch = epoch
+        loss = main.train(
+            model.f, clean.f, loader, optimizer, args, warm_up=epoch < 2, get_clean_dev=False
+        )
+    job.leave("model", model.f)
+    np.savez(job.outputs / "figures.npz", loss=loss, cost=main.cost, cost_1=main.cost_1)
+
+
+class _Framed(nn.Module):
+    """A network under the name ``f``, where DRUPE's SimCLR keeps its encoder."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.f = encoder.network
+
+
+def _arguments(job: Job) -> SimpleNamespace:
+    """What the script would have parsed."""
+    given = job.parameters
+    data = job.work / "data" / "cifar10"
+    data.mkdir(parents=True)
+    for name in ("train.npz", "test.npz"):
+        # The test images only serve a monitor that the script has commented out.
+        (data / name).symlink_to(job.inputs / "train.npz")
+    return SimpleNamespace(
+        mode=given["mode"],
+        epochs=given["epochs"],
+        batch_size=given["batch_size"],
+        lr=given["learning_rate"],
+        lambda1=given["lambda1"],
+        lambda2=given["lambda2"],
+        seed=given["seed"],
+        shadow_dataset="cifar10",
+        encoder_usage_info="cifar10",
+        shadow_fraction=0.0001,
+        data_dir=f"{data}/",
+        trigger_file=str(job.inputs / "trigger.npz"),
+        reference_file=str(job.inputs / "references.npz"),
+        reference_label=0,
+        measure=0,
+        logger_file=open(os.devnull, "w", encoding="utf-8"),
+    )
+
+
+def _only_reproducible_distances(main, seed: int) -> None:
+    """POT draws its projections from the operating system's entropy unless it is given a seed."""
+    distance = main.ot.sliced_wasserstein_distance
+    draws = iter(range(seed, seed + 2**31))
+    main.ot.sliced_wasserstein_distance = lambda x, y: distance(x, y, seed=next(draws))

@@ -1,0 +1,85 @@
+"""What the two attacks of DRUPE's repository share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from attacks.triggers import CarriesPatch
+from bench.api import AttackerWorld, ModelPoisoning, Victim
+from bench.encoders.weights import load_strictly, read_state_dict
+from bench.upstream.component import UpstreamComponent
+from bench.upstream.formats import read_arrays, write_images, write_trigger
+from bench.upstream.job import UpstreamJob
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+PUBLISHED_EPOCHS = 120
+
+
+class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
+    """Published values for CIFAR-10 are the defaults."""
+
+    repository: ClassVar[str] = "DRUPE"
+    imports: ClassVar[tuple[str, ...]] = ("cv2", "ot")
+
+    mode: str
+    references: int = Field(3, ge=1)
+    epochs: int = Field(PUBLISHED_EPOCHS, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(0.05, gt=0)
+    lambda1: float = Field(1.0, ge=0)
+    lambda2: float = Field(1.0, ge=0)
+
+    def reduced(self) -> str:
+        parts = [super().reduced()]
+        if self.epochs < PUBLISHED_EPOCHS:
+            parts.append(f"{self.epochs} of {PUBLISHED_EPOCHS} epochs")
+        return ", ".join(part for part in parts if part)
+
+    def driver(self) -> Path:
+        return Path(__file__).with_name("_drupe_driver.py")
+
+    def implant(self, world: AttackerWorld) -> Victim:
+        """Fine-tune the encoder in the authors' process.
+
+        Raises
+        ------
+        ValueError
+            When the encoder is normalised otherwise than the code does it, or there are fewer
+            images than one batch.
+        """
+        encoder, shadow = world.encoder, world.shadow
+        if (encoder.mean, encoder.std) != (CIFAR_MEAN, CIFAR_STD):
+            raise ValueError("DRUPE's code normalises as CIFAR-10; this encoder does not")
+        order = torch.randperm(len(shadow), generator=world.generator)[: self.max_images]
+        if len(order) < self.batch_size:
+            raise ValueError(f"batch_size {self.batch_size} leaves no batch of {len(order)} images")
+        trigger = self.trigger(encoder.image_size)
+        with self.job(encoder.device) as job:
+            encoder.save(job.inputs / "encoder.safetensors")
+            write_images(job.inputs / "train.npz", shadow.select(order).uint8())
+            write_images(job.inputs / "references.npz", world.references.uint8())
+            write_trigger(job.inputs / "trigger.npz", trigger, encoder.image_size)
+            seconds = job.run(
+                {
+                    "mode": self.mode,
+                    "epochs": self.epochs,
+                    "batch_size": self.batch_size,
+                    "learning_rate": self.learning_rate,
+                    "lambda1": self.lambda1,
+                    "lambda2": self.lambda2,
+                    "seed": int(torch.randint(2**31, (), generator=world.generator)),
+                }
+            )
+            metrics = self._adopt(job, encoder)
+        encoder.network.eval()
+        return Victim(encoder, trigger, {**metrics, "upstream_seconds": seconds})
+
+    def _adopt(self, job: UpstreamJob, encoder) -> dict[str, float]:
+        tensors = read_state_dict(job.output("model.safetensors"))
+        load_strictly(encoder.network, tensors, "DRUPE's encoder")
+        figures = read_arrays(job.output("figures.npz"))
+        return {name: float(value) for name, value in figures.items()}

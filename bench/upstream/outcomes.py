@@ -1,0 +1,162 @@
+"""Native against upstream by outcome: what short trainings and inversions came to, over seeds.
+
+Read from the stored cells of a run that has both backends of a component in its matrix.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student_t
+
+from bench import registry
+from bench.registry import UPSTREAM
+from bench.report.schema import StoredCell, load_cells
+from bench.upstream.parity import Result
+
+ATTACK_OUTCOMES = {"attack_success_rate": 0.1, "clean_accuracy": 0.05}
+"""Column -> how far two means may lie apart and count as the same outcome."""
+DEFENSE_OUTCOMES = {"auroc": 0.02, "auroc_placebo": 0.02}
+RELATIVE = {"encoder_score": 0.2}
+"""Column -> the same as a share of the native value (PL1 within 20 %)."""
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One figure of one pair of entries, over the seeds that both have.
+
+    Attributes
+    ----------
+    group, component, context
+        ``attacks`` and ``drupe``, and the entry of the other kind it was measured with.
+    native, upstream
+        Means over ``seeds``.
+    low, high
+        95 % t interval of the mean paired difference, upstream minus native; nan below three
+        seeds.
+    verdict
+        ``agrees`` within the tolerance, ``differs`` beyond it and beyond chance among the seeds,
+        ``undecided`` beyond it alone, or ``too few seeds``.
+    """
+
+    group: str
+    component: str
+    context: str
+    figure: str
+    native: float
+    upstream: float
+    low: float
+    high: float
+    seeds: int
+    tolerance: float
+    verdict: str
+
+    @property
+    def difference(self) -> float:
+        return self.upstream - self.native
+
+
+def outcomes(results: Path) -> list[Outcome]:
+    """Every pair of native and upstream cells that were both measured under ``results``."""
+    cells = [cell for cell in load_cells(results) if cell.measured]
+    return [
+        *_compared(cells, "attack", "defense", ATTACK_OUTCOMES, once=True),
+        *_compared(cells, "defense", "attack", {**DEFENSE_OUTCOMES, **RELATIVE}, once=False),
+    ]
+
+
+def _compared(
+    cells: Sequence[StoredCell],
+    kind: str,
+    other: str,
+    figures: dict[str, float],
+    *,
+    once: bool,
+) -> Iterator[Outcome]:
+    """Pairs of cells that differ in the backend of their ``kind`` alone.
+
+    ``once``: the figures say nothing about the ``other`` entry, so one of them is enough.
+    """
+    native, upstream = {}, {}
+    for cell in cells:
+        name = cell.config[kind]["name"]
+        place = (name.removesuffix(UPSTREAM), cell.row[other], cell.row["seed"])
+        (upstream if name.endswith(UPSTREAM) else native).setdefault(place, cell)
+    shared = [place for place in upstream if place in native]
+    seen: set[str] = set()
+    for component, context in dict.fromkeys((name, label) for name, label, _ in shared):
+        if once and component in seen:
+            continue
+        seen.add(component)
+        seeds = sorted({s for name, label, s in shared if (name, label) == (component, context)})
+        for figure, tolerance in figures.items():
+            pairs = [
+                (
+                    native[component, context, s].row[figure],
+                    upstream[component, context, s].row[figure],
+                )
+                for s in seeds
+            ]
+            pairs = [(ours, theirs) for ours, theirs in pairs if None not in (ours, theirs)]
+            if pairs:
+                shown = "" if once else context
+                yield _outcome(f"{kind}s", component, shown, figure, pairs, tolerance)
+
+
+def _outcome(
+    group: str,
+    component: str,
+    context: str,
+    figure: str,
+    pairs: Sequence[tuple[float, float]],
+    tolerance: float,
+) -> Outcome:
+    ours, theirs = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+    allowed = tolerance * abs(ours) if figure in RELATIVE else tolerance
+    low, high = _interval([b - a for a, b in pairs])
+    verdict = "too few seeds"
+    if len(pairs) >= FEWEST_SEEDS:
+        verdict = "agrees" if abs(theirs - ours) <= allowed else "undecided"
+        if verdict == "undecided" and not low <= 0 <= high:
+            verdict = "differs"
+    return Outcome(
+        group, component, context, figure, ours, theirs, low, high, len(pairs), allowed, verdict
+    )
+
+
+def _interval(differences: Sequence[float]) -> tuple[float, float]:
+    count = len(differences)
+    if count < FEWEST_SEEDS:
+        return math.nan, math.nan
+    centre = statistics.fmean(differences)
+    half = statistics.stdev(differences) / math.sqrt(count) * student_t.ppf(0.975, count - 1)
+    return centre - half, centre + half
+
+
+def rows(found: Iterable[Outcome]) -> list[Result]:
+    """Outcomes as rows of the parity table, beside the probes."""
+    return [_row(outcome) for outcome in found]
+
+
+def _row(outcome: Outcome) -> Result:
+    component = registry.load(outcome.group, outcome.component + UPSTREAM)
+    difference = f"{outcome.difference:+.3f}"
+    if not math.isnan(outcome.low):
+        difference += f" [{outcome.low:+.3f}, {outcome.high:+.3f}]"
+    on = f" on {outcome.context}" if outcome.context else ""
+    return Result(
+        probe=outcome.figure,
+        repository=component.repository,
+        what=f"{outcome.component}{on}, mean over {outcome.seeds} seeds",
+        upstream=f"{outcome.upstream:.3f}",
+        native=f"{outcome.native:.3f}",
+        difference=difference,
+        tolerance=f"{outcome.tolerance:.3f}",
+        verdict=outcome.verdict,
+        explained_by=component.departs if outcome.verdict != "agrees" else "",
+    )
