@@ -208,7 +208,9 @@ def list_(
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['description']}".rstrip())
+        backends = row.get("backends", "native")
+        also = f" (backends: {backends})" if backends != "native" else ""
+        typer.echo(f"{row['name']:<{width}}  {row['description']}{also}".rstrip())
 
 
 @app.command()

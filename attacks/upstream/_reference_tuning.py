@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from attacks.triggers import CarriesPatch
-from bench.api import AttackerWorld, ModelPoisoning, Victim
+from bench.api import AttackerWorld, Field, ModelPoisoning, Victim
+from bench.encoders.encoder import Encoder
 from bench.encoders.weights import load_strictly, read_state_dict
 from bench.upstream.component import UpstreamComponent
 from bench.upstream.formats import read_arrays, write_images, write_trigger
@@ -74,12 +74,14 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
                     "seed": int(torch.randint(2**31, (), generator=world.generator)),
                 }
             )
-            metrics = self._adopt(job, encoder)
+            metrics = _adopt(job, encoder)
         encoder.network.eval()
         return Victim(encoder, trigger, {**metrics, "upstream_seconds": seconds})
 
-    def _adopt(self, job: UpstreamJob, encoder) -> dict[str, float]:
-        tensors = read_state_dict(job.output("model.safetensors"))
-        load_strictly(encoder.network, tensors, "DRUPE's encoder")
-        figures = read_arrays(job.output("figures.npz"))
-        return {name: float(value) for name, value in figures.items()}
+
+def _adopt(job: UpstreamJob, encoder: Encoder) -> dict[str, float]:
+    """Load what the process left into ``encoder``; figures of the last epoch."""
+    tensors = read_state_dict(job.output("model.safetensors"))
+    load_strictly(encoder.network, tensors, "DRUPE's encoder")
+    figures = read_arrays(job.output("figures.npz"))
+    return {name: float(value) for name, value in figures.items()}

@@ -192,8 +192,9 @@ def attack_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def varying_context(frame: pd.DataFrame) -> list[str]:
-    """The context columns that take more than one value in ``frame``."""
-    return [name for name in CONTEXT if frame[name].nunique(dropna=False) > 1]
+    """The context columns, backends included, that take more than one value in ``frame``."""
+    named = (*CONTEXT, "attack_backend", "defense_backend")
+    return [name for name in named if frame[name].nunique(dropna=False) > 1]
 
 
 def t_interval(values: list[float]) -> tuple[float, float] | None:

@@ -94,6 +94,8 @@ def _names(kind: Kind, name: str) -> tuple[str, str]:
         if name in registry.entries(group):
             raise InputError(f"there is {_article(group[:-1])} called {name!r} already")
     module = name.replace("-", "_")
+    if (registry.folder(f"{kind}s") / module).is_dir():
+        raise InputError(f"{kind}s/{module} is a folder; take another name")
     class_name = "".join(word.capitalize() for word in name.split("-"))
     used = set(re.findall(r"\w+", _template(f"{kind}.py.txt").template))
     if keyword.iskeyword(module) or keyword.iskeyword(class_name) or class_name in used:

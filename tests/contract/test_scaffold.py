@@ -90,6 +90,12 @@ def test_name_that_cannot_be_is_refused_and_nothing_is_written(here, kind, name,
     assert sorted(here.rglob("*")) == before
 
 
+def test_name_of_a_folder_is_refused(here):
+    (here / "attacks" / "upstream").mkdir()
+    with pytest.raises(InputError, match="attacks/upstream is a folder"):
+        scaffold.start("attack", "upstream")
+
+
 def test_test_that_is_there_already_is_not_overwritten(here):
     test = here / "tests" / "defenses" / "test_my_idea.py"
     test.parent.mkdir(parents=True)
