@@ -45,7 +45,7 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
     """
 
     repository: ClassVar[str] = "BadCLIP"
-    departs: ClassVar[str] = "U37, U38, U41"
+    departs: ClassVar[str] = "U37, U38, U40, U41, U71"
     imports: ClassVar[tuple[str, ...]] = ("cv2",)
     poisons: ClassVar[Literal["target-class", "other-classes"]] = "other-classes"
     published_epochs: ClassVar[int] = 10

@@ -22,6 +22,7 @@ class UpstreamCLIPBackdoor(CLIPTraining, CarriesPatch, DataPoisoning):
     """
 
     repository: ClassVar[str] = "DECREE"
+    departs: ClassVar[str] = "U71"
     poisons: ClassVar[Literal["target-class", "other-classes"]] = "other-classes"
     published_epochs: ClassVar[int] = 30
 

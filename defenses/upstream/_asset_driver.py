@@ -56,7 +56,7 @@ def run(job: Job) -> None:
     _execute(job, SEPARATION, names)
     _widen(names["MLP"], given["features"])
     found = _counted(names)
-    if given["when_none_found"] == "skip":
+    if given["when_none_found"] != "fail":
         _let_pass_none(names["model"])
     try:
         _execute(job, LOOP, names)

@@ -53,7 +53,8 @@ class UpstreamAsset(UpstreamComponent, Defense):
         How many auxiliary images vote for a label.
     when_none_found
         ``fail``, as published; ``skip`` leaves out the ascent of batches without a suspicious
-        image, and fails when no batch had any.
+        image, and fails when no batch had any; ``flat`` does the same and, when no batch had any,
+        gives every image the score 0, as the native defense does.
     """
 
     repository: ClassVar[str] = "ASSET"
@@ -67,7 +68,7 @@ class UpstreamAsset(UpstreamComponent, Defense):
     inner_iterations: int = Field(PUBLISHED["inner_iterations"], ge=1)
     base_images: int = Field(PUBLISHED["base_images"], ge=2)
     neighbours: int = Field(20, ge=1)
-    when_none_found: Literal["fail", "skip"] = "fail"
+    when_none_found: Literal["fail", "skip", "flat"] = "fail"
 
     _network: nn.Module | None = PrivateAttr(default=None)
     _encoder: Encoder = PrivateAttr()
@@ -131,7 +132,7 @@ class UpstreamAsset(UpstreamComponent, Defense):
             write_images(job.inputs / "base.npz", base.uint8())
             job.run(self._told(labels, view))
             tensors, figures = _results(job)
-        if not (figures["found"] > 0).any():
+        if self.when_none_found != "flat" and not (figures["found"] > 0).any():
             raise RuntimeError("no suspicious samples found")
         self._adopt(tensors, labels, figures, view.encoder)
         theirs = figures["scores"][:COMPARED]
@@ -141,8 +142,11 @@ class UpstreamAsset(UpstreamComponent, Defense):
             raise UpstreamError("ASSET's detector scores otherwise here than in its own process")
 
     def score(self, images: Tensor) -> Tensor:
-        """float32 (N,), >= 0: cross-entropy with the neighbours' label."""
+        """float32 (N,), >= 0: cross-entropy with the neighbours' label; 0 when nothing was found to
+        learn from."""
         self._fitted()
+        if not (self.found > 0).any():
+            return torch.zeros(len(images))
         labels = self._labels(self._encoder.embed(images))
         return self._scores(images, labels)
 

@@ -122,6 +122,13 @@ def test_a_pool_in_which_nothing_stands_out(cifar10, unskipped, when_none_found,
         defense.fit(view_of(defense, cifar10, glaring=0))
 
 
+def test_flat_scores_where_nothing_was_found(cifar10, unskipped):
+    defense = UpstreamAsset(**SMALL, when_none_found="flat")
+    defense.fit(view_of(defense, cifar10, glaring=0))
+    assert not defense.found.any()
+    assert not defense.score(cifar10.float(slice(0, 5))).any()
+
+
 def test_a_detector_that_scores_otherwise_here_is_an_error(cifar10, unskipped, monkeypatch):
     def other(kind, logits, seed):
         network = network_of(kind, logits, seed)
