@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from enum import Enum
@@ -260,6 +261,10 @@ def main() -> None:
     # Before torch loads its OpenMP: threads that spin while they wait make two runs on one
     # machine many times slower than one after the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ended from outside: as an interruption, so that nothing that runs for us is left behind.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     code: Any
     try:
         code = app(standalone_mode=False)
@@ -284,6 +289,10 @@ def main() -> None:
     if code == INTERRUPTED:
         typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _one_line(error: ValueError) -> bool:

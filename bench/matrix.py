@@ -37,6 +37,8 @@ class Planner:
         Families of the profile whose encoder has a text tower.
     labelled
         Whether the training images of a data set have labels.
+    published
+        Whether an architecture is one that published methods use.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Planner:
     victim: Callable[[VictimEntry], ImportedVictim]
     text_towers: frozenset[str]
     labelled: Callable[[str], bool]
+    published: Callable[[str], bool]
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
@@ -118,9 +121,9 @@ class Planner:
             "analysis": "trigger_support" in defender.requires,
             "probes": [*HEADS[row.attack.family], "knn"],
         }
-        reduced = [part for part in (row.attack.reduced, defender.reduced) if part]
+        reduced = self._reduced(row, entry, defender)
         if reduced:
-            spec["reduced"] = "; ".join(reduced)
+            spec["reduced"] = reduced
         label = f"evaluate {row.entry.label} x {entry.label}"
         if row.skip is not None:
             return Cell(Stage("evaluate", spec, label=label), skip)
@@ -133,6 +136,18 @@ class Planner:
             if encoder is not None
         }
         return Cell(Stage("evaluate", spec, {**scores, "audit": audit}, label), skip)
+
+    def _reduced(self, row: Row, entry: DefenseEntry, defender: Component) -> str:
+        """In words, what is smaller than the authors of upstream code had it; else empty."""
+        if "upstream" not in (row.entry.backend, entry.backend):
+            return ""
+        parts = [row.attack.reduced, defender.reduced]
+        limit = self.config.datasets[row.family.dataset].max_images
+        if limit is not None:
+            parts.append(f"a data set of {limit:,} images")
+        if row.architecture and not self.published(row.architecture):
+            parts.append("a narrow encoder")
+        return "; ".join(part for part in parts if part)
 
     def defender(self, entry: DefenseEntry) -> Component:
         """An entry of ``matrix.defenses``, resolved."""

@@ -18,9 +18,11 @@ SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
 @cache
 def code_version() -> str:
     """The package version, with commit and ``dirty`` mark when it runs from a git checkout."""
-    from git import InvalidGitRepositoryError, Repo
-    from git.exc import GitError
-
+    try:
+        from git import InvalidGitRepositoryError, Repo
+        from git.exc import GitError
+    except ImportError:  # GitPython refuses to load where there is no git
+        return bench.__version__
     root = Path(bench.__file__).resolve().parents[1]
     try:
         repository = Repo(root)

@@ -177,6 +177,7 @@ class Session:
                 name for name, family in families.items() if find(family.encoder.architecture).text
             ),
             labelled=self._labelled,
+            published=lambda architecture: find(architecture).published,
         )
 
     def _labelled(self, dataset: str) -> bool:

@@ -12,10 +12,12 @@ import torch
 
 from bench.api import Field, ImageSet
 from bench.encoders.encoder import Encoder
-from bench.encoders.weights import load_strictly, read_state_dict
+from bench.encoders.weights import load_strictly
 from bench.upstream.component import TrainerWorld, TrainsUpstream
-from bench.upstream.formats import read_arrays, write_images
+from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamJob
+
+PUBLISHED_BATCH = 128
 
 
 class CLIPTraining(TrainsUpstream):
@@ -29,7 +31,7 @@ class CLIPTraining(TrainsUpstream):
     published_epochs: ClassVar[int]
 
     epochs: int = Field(1, ge=1)
-    batch_size: int = Field(128, ge=2)
+    batch_size: int = Field(PUBLISHED_BATCH, ge=2)
     learning_rate: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 
@@ -37,6 +39,8 @@ class CLIPTraining(TrainsUpstream):
         parts = [super().reduced()]
         if self.epochs < self.published_epochs:
             parts.append(f"{self.epochs} of {self.published_epochs} epochs")
+        if self.batch_size < PUBLISHED_BATCH:
+            parts.append(f"batches of {self.batch_size} instead of {PUBLISHED_BATCH}")
         return ", ".join(part for part in parts if part)
 
     def train(self, world: TrainerWorld) -> tuple[Encoder, dict[str, float]]:
@@ -63,10 +67,10 @@ class CLIPTraining(TrainsUpstream):
             seconds = job.run({**self.training(), "seed": draw_seed(world.generator)})
             load_strictly(
                 encoder.network,
-                read_state_dict(job.output("model.safetensors")),
+                job.tensors("model.safetensors"),
                 f"{self.repository}'s encoder",
             )
-            figures = read_arrays(job.output("figures.npz"))
+            figures = job.arrays("figures.npz")
         metrics = {name: float(value) for name, value in figures.items()}
         if not math.isfinite(metrics["loss_last"]):
             raise FloatingPointError("the training diverged: its loss is no number; lower its rate")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,20 +16,8 @@ from bench.encoders.encoder import Encoder
 from bench.upstream.child import Job
 from bench.upstream.shims import stub
 
-CONTROLLER = {
-    # The starting values of the script's own block; `train` reads them as globals.
-    "patience": 1,
-    "cost_multiplier_up": 1.25,
-    "cost_multiplier_down": 1.25**1.25,
-    "init_cost": 0.1,
-    "cost": 0.1,
-    "cost_up_counter": 0,
-    "cost_down_counter": 0,
-    "init_cost_1": 0.001,
-    "cost_1": 0.001,
-    "cost_up_counter_1": 0,
-    "cost_down_counter_1": 0,
-}
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+"""Published; they are no arguments of the script."""
 
 
 class _Halves(torch.Tensor):
@@ -63,8 +53,9 @@ def run(job: Job) -> None:
     )
     model, clean = (_Framed(Encoder.load(job.inputs / "encoder.safetensors")) for _ in "12")
     model.to(job.device), clean.to(job.device)
-    optimizer = torch.optim.SGD(model.f.parameters(), lr=args.lr, weight_decay=5e-4, momentum=0.9)
-    vars(main).update(CONTROLLER)
+    rates = {"lr": args.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+    optimizer = torch.optim.SGD(model.f.parameters(), **rates)
+    vars(main).update(starting_values(main.__file__))
     loss = float("nan")
     for epoch in range(1, args.epochs + 1):
         main.epoch = epoch
@@ -73,6 +64,21 @@ def run(job: Job) -> None:
         )
     job.leave("model", model.f)
     np.savez(job.outputs / "figures.npz", loss=loss, cost=main.cost, cost_1=main.cost_1)
+
+
+def starting_values(script: str) -> dict[str, float]:
+    """The constants that DRUPE's script sets before its loop; ``train`` reads them as globals."""
+    tree = ast.parse(Path(script).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    found: dict[str, float] = {}
+    for node in block.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            parts = {type(part) for part in ast.walk(node.value)}
+            if not parts & {ast.Call, ast.Attribute}:
+                names = {"__builtins__": {}, **found}
+                value = eval(compile(ast.Expression(node.value), script, "eval"), names)
+                found[node.targets[0].id] = value
+    return found
 
 
 class _Framed(nn.Module):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from attacks.upstream._drupe_driver import starting_values
 from bench.upstream import probing
 from bench.upstream.child import Job
 from bench.upstream.probing import Arrays
@@ -28,18 +29,6 @@ TERMS = {
     "sim_clean2clean": "clean_similarity",
     "loss_b2c": "distance",
     "backdoored_clean_dev": "deviation",
-}
-CONTROLLER = {
-    # The starting values of the script's own block; `train` reads them as globals.
-    **dict.fromkeys(("cost_up_counter", "cost_down_counter"), 0),
-    **dict.fromkeys(("cost_up_counter_1", "cost_down_counter_1"), 0),
-    "patience": 1,
-    "cost_multiplier_up": 1.25,
-    "cost_multiplier_down": 1.25**1.25,
-    "init_cost": 0.1,
-    "cost": 0.1,
-    "init_cost_1": 0.001,
-    "cost_1": 0.001,
 }
 
 
@@ -144,7 +133,7 @@ def trained(main, mode: str, epoch: int, warm_up: bool = False, **changes) -> di
         epochs=1,
         logger_file=io.StringIO(),
     )
-    vars(main).update(CONTROLLER, epoch=epoch)
+    vars(main).update(starting_values(main.__file__), epoch=epoch)
     main.ot.sliced_wasserstein_distance = lambda x, y: distance(x, y, projections=directions)
     try:
         return probing.locals_at_return(

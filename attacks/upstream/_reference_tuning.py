@@ -10,13 +10,13 @@ import torch
 from attacks.triggers import CarriesPatch
 from bench.api import AttackerWorld, Field, ModelPoisoning, Victim
 from bench.encoders.encoder import Encoder
-from bench.encoders.weights import load_strictly, read_state_dict
+from bench.encoders.weights import load_strictly
 from bench.upstream.component import UpstreamComponent
-from bench.upstream.formats import read_arrays, write_images, write_trigger
+from bench.upstream.formats import write_images, write_trigger
 from bench.upstream.job import UpstreamJob
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-PUBLISHED_EPOCHS = 120
+PUBLISHED_EPOCHS, PUBLISHED_BATCH = 120, 256
 
 
 class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
@@ -28,7 +28,7 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
     mode: str
     references: int = Field(3, ge=1)
     epochs: int = Field(PUBLISHED_EPOCHS, ge=1)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(PUBLISHED_BATCH, ge=2)
     learning_rate: float = Field(0.05, gt=0)
     lambda1: float = Field(1.0, ge=0)
     lambda2: float = Field(1.0, ge=0)
@@ -37,6 +37,8 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
         parts = [super().reduced()]
         if self.epochs < PUBLISHED_EPOCHS:
             parts.append(f"{self.epochs} of {PUBLISHED_EPOCHS} epochs")
+        if self.batch_size < PUBLISHED_BATCH:
+            parts.append(f"batches of {self.batch_size} instead of {PUBLISHED_BATCH}")
         return ", ".join(part for part in parts if part)
 
     def driver(self) -> Path:
@@ -81,7 +83,7 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
 
 def _adopt(job: UpstreamJob, encoder: Encoder) -> dict[str, float]:
     """Load what the process left into ``encoder``; figures of the last epoch."""
-    tensors = read_state_dict(job.output("model.safetensors"))
+    tensors = job.tensors("model.safetensors")
     load_strictly(encoder.network, tensors, "DRUPE's encoder")
-    figures = read_arrays(job.output("figures.npz"))
+    figures = job.arrays("figures.npz")
     return {name: float(value) for name, value in figures.items()}

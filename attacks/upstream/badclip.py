@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ from bench.api import (
     Trigger,
     drawn_captions,
 )
-from bench.upstream.formats import read_arrays, write_images
+from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamJob
 
 PATCH_EPOCHS, PATCH_IMAGES, WARMUP_STEPS = 50, 10_000, 10_000
@@ -45,7 +46,10 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
     """
 
     repository: ClassVar[str] = "BadCLIP"
-    departs: ClassVar[str] = "U37, U38, U40, U41, U71"
+    departs: ClassVar[Mapping[str, str]] = {
+        "attack_success_rate": "U40, U41, U71",
+        "clean_accuracy": "U41, U71",
+    }
     imports: ClassVar[tuple[str, ...]] = ("cv2",)
     poisons: ClassVar[Literal["target-class", "other-classes"]] = "other-classes"
     published_epochs: ClassVar[int] = 10
@@ -126,8 +130,8 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
             write_images(job.inputs / "clean.npz", train.uint8(rows))
             seconds = job.run({**self._stage_1(), "seed": draw_seed(generator)})
             trigger = self._read_patch(job, train.image_size)
-            stamped = torch.from_numpy(read_arrays(job.output("stamped.npz"))["x"])
-            losses = read_arrays(job.output("losses.npz"))
+            stamped = torch.from_numpy(job.arrays("stamped.npz")["x"])
+            losses = job.arrays("losses.npz")
         metrics = {f"patch_{name}": float(value) for name, value in losses.items()}
         return PoisonedSet(
             rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from attacks.clip_backdoor import CLIPBackdoor
@@ -22,7 +23,7 @@ class UpstreamCLIPBackdoor(CLIPTraining, CarriesPatch, DataPoisoning):
     """
 
     repository: ClassVar[str] = "DECREE"
-    departs: ClassVar[str] = "U71"
+    departs: ClassVar[Mapping[str, str]] = {"attack_success_rate": "U71", "clean_accuracy": "U71"}
     poisons: ClassVar[Literal["target-class", "other-classes"]] = "other-classes"
     published_epochs: ClassVar[int] = 30
 

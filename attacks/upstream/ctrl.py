@@ -18,9 +18,9 @@ from bench.api import (
     Trigger,
 )
 from bench.encoders.encoder import Encoder
-from bench.encoders.weights import load_strictly, read_state_dict
+from bench.encoders.weights import load_strictly
 from bench.upstream.component import TrainerWorld, TrainsUpstream
-from bench.upstream.formats import read_arrays, write_images
+from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamError
 
 IMAGE_SIZE = 32
@@ -115,7 +115,7 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
         with self.job("cpu") as job:
             write_images(job.inputs / "train.npz", train.uint8(candidates), labels)
             seconds = job.run(self._poisoning(count, len(candidates), world.target))
-            stamped = read_arrays(job.output("poisoned.npz"))
+            stamped = job.arrays("poisoned.npz")
         rows, images = torch.from_numpy(stamped["rows"]), torch.from_numpy(stamped["images"])
         if len(rows) != count:
             raise UpstreamError(f"CTRL's code stamped {len(rows)} images instead of {count}")
@@ -170,8 +170,8 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
                     "temperature": self.temperature,
                 }
             )
-            tensors = read_state_dict(job.output("last.pth.tar"))
-            figures = read_arrays(job.output("figures.npz"))
+            tensors = job.tensors("last.pth.tar")
+            figures = job.arrays("figures.npz")
         metrics = {name: float(value) for name, value in figures.items()}
         return _encoder(start, tensors), {**metrics, "upstream_seconds": seconds}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from attacks.upstream._reference_tuning import DrupeTraining
 
@@ -16,4 +16,3 @@ class UpstreamDrupe(DrupeTraining):
     """
 
     mode: Literal["drupe", "wb"] = "drupe"
-    departs: ClassVar[str] = "U3"

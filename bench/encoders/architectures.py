@@ -135,6 +135,8 @@ class Architecture:
         Whether the network has a text tower: ``encode_text``, ``tokenize`` and ``logit_scale``.
     fixed_size
         Whether images must have ``image_size``.
+    published
+        Whether published attacks and defenses use it; the others are surrogates for a CPU.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Architecture:
     layers: tuple[str, ...] = ("stem", "layer1", "layer2", "layer3", "layer4")
     text: bool = False
     fixed_size: bool = False
+    published: bool = False
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """``settings`` with the defaults filled in.
@@ -257,7 +260,7 @@ _RN50: dict[str, Any] = {**_CLIP_STATISTICS, "image_size": 224, "fixed_size": Tr
 ARCHITECTURES: dict[str, Architecture] = {
     entry.name: entry
     for entry in (
-        Architecture("resnet18-cifar", _resnet18_cifar),
+        Architecture("resnet18-cifar", _resnet18_cifar, published=True),
         Architecture("resnet-narrow", _resnet_narrow, {"width": 32, "stem_stride": 2}),
         Architecture(
             "template-clip",
@@ -274,7 +277,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             text=True,
             **_CLIP_STATISTICS,
         ),
-        Architecture("clip-rn50", _clip_rn50, text=True, **_RN50),
-        Architecture("clip-rn50-visual", _clip_rn50_visual, **_RN50),
+        Architecture("clip-rn50", _clip_rn50, text=True, published=True, **_RN50),
+        Architecture("clip-rn50-visual", _clip_rn50_visual, published=True, **_RN50),
     )
 }

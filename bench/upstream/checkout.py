@@ -65,7 +65,8 @@ class Checkout:
 def third_party_root() -> Path:
     """The folder of all checkouts: ``BENCH_THIRD_PARTY``, or ``third_party/`` of the project."""
     given = os.environ.get("BENCH_THIRD_PARTY")
-    return Path(given) if given else Path(bench.__file__).resolve().parents[1] / "third_party"
+    project = Path(bench.__file__).resolve().parents[1]
+    return Path(given).resolve() if given else project / "third_party"
 
 
 def status(
@@ -164,6 +165,7 @@ def _sync(repository: Repository, root: Path, report: Callable[[str], None]) -> 
             report(f"{name}: already at {repository.short}")
         else:
             tree = Worktree(folder)
+            _tell_of_commits(repository, tree, report)
             try:
                 _check_out(repository, tree, report)
             except GitError as failure:
@@ -175,6 +177,13 @@ def _sync(repository: Repository, root: Path, report: Callable[[str], None]) -> 
                 raise SyncError(_difference(found))
             report(f"{name}: at {repository.short}")
     _register(folder)
+
+
+def _tell_of_commits(repository: Repository, tree: Worktree, report: Callable[[str], None]) -> None:
+    """Name a commit that is about to be left: git keeps it, but no branch may lead to it."""
+    head = tree.head()
+    if head is not None and head != repository.commit:
+        report(f"{repository.name}: leaving {head[:SHORT]} (git -C {tree.folder} reflog has it)")
 
 
 def _check_out(repository: Repository, tree: Worktree, report: Callable[[str], None]) -> None:
@@ -274,7 +283,10 @@ def _difference(found: Checkout) -> str:
         parts.append(f"at {found.commit[:SHORT] or 'no commit'}, pinned is {pinned}")
     if found.changes:
         parts.append(f"changed: {_some(found.changes)}")
-    return f"{found.path} is {found.state}: {'; '.join(parts) or 'files are missing'}"
+    return (
+        f"{found.path} is {found.state}: {'; '.join(parts) or 'files are missing'}; mend it (git "
+        f"stash, bench third-party sync {found.repository.name}) or set allow_changed: true"
+    )
 
 
 def _some(paths: Sequence[str]) -> str:

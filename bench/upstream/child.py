@@ -2,20 +2,25 @@
 :mod:`bench.upstream.job`, never imported by the harness.
 
 Its module search path holds the one repository, the interpreter's packages and, last, the harness,
-whose top-level names no repository uses. Nothing of another repository can be imported.
+whose top-level names no repository uses; ``third_party`` is blocked, so that one repository cannot
+import another by accident.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def main() -> None:
     folder = Path(order["folder"])
     sys.path[0] = order["repository"]  # in the place of this file's folder
     sys.path.append(os.environ["BENCH_PACKAGE_ROOT"])
+    sys.modules["third_party"] = None
+    _end_with_the_harness(order["time_limit"])
     job = Job(
         Path(order["repository"]),
         folder / "in",
@@ -96,6 +103,14 @@ def main() -> None:
             # The harness shows the last lines: only where it happened, not how we got there.
             traceback.print_exc(limit=-2)
             sys.exit(1)
+
+
+def _end_with_the_harness(limit: float) -> None:
+    """Not to outlive a harness that was killed: by signal on Linux, by the clock elsewhere."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(limit) + 60)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -35,8 +36,9 @@ class UpstreamComponent(Component):
     """Modules that the authors' code imports and that the project's own dependencies lack: what
     the extra ``[upstream]`` installs."""
 
-    departs: ClassVar[str] = ""
-    """Entries of docs/upstream-audit.md that a difference from the native component comes from."""
+    departs: ClassVar[Mapping[str, str]] = {}
+    """Figure -> entries of docs/upstream-audit.md that make it differ from the native component's
+    even where every parameter says the same."""
 
     time_limit: float = Field(600.0, gt=0)
     """Seconds after which the authors' code is stopped and the cell fails."""

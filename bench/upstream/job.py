@@ -16,8 +16,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from torch import Tensor
+
 import bench
+from bench.encoders.weights import CheckpointError, read_state_dict
 from bench.upstream.checkout import located
+from bench.upstream.formats import read_arrays
 
 LOG_LIMIT = 16 * 2**20
 """Bytes of output that are kept on disk; what comes after is read and dropped."""
@@ -75,6 +80,7 @@ class UpstreamJob:
         self._device = device
         self._threads = threads
         self._limit = time_limit
+        self._log: _Log | None = None
 
     def __enter__(self) -> UpstreamJob:
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{self.repository.lower()}-"))
@@ -100,6 +106,7 @@ class UpstreamJob:
             "folder": str(self.folder),
             "device": self._device,
             "threads": self._threads,
+            "time_limit": self._limit,
             "parameters": dict(parameters),
         }
         (self.folder / "job.json").write_text(json.dumps(order), encoding="utf-8")
@@ -113,7 +120,7 @@ class UpstreamJob:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        log = _Log(process.stdout, self.folder / "log.txt")
+        log = self._log = _Log(process.stdout, self.folder / "log.txt")
         try:
             code = process.wait(timeout=self._limit)
         except subprocess.TimeoutExpired:
@@ -141,8 +148,39 @@ class UpstreamJob:
         """
         path = self.outputs / name
         if not path.is_file() or path.is_symlink():
-            raise UpstreamError(f"{self.repository}'s code ended without leaving {name}")
+            raise self._disappointed(f"ended without leaving {name}")
         return path
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of an ``.npz`` among the outputs.
+
+        Raises
+        ------
+        UpstreamError
+            When it is not there, damaged, or holds objects.
+        """
+        try:
+            return read_arrays(self.output(name))
+        except ValueError as error:
+            raise self._disappointed(f"left something else: {error}") from None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a checkpoint or of safetensors among the outputs.
+
+        Raises
+        ------
+        UpstreamError
+            When it is not there, damaged, or a pickle of more than tensors.
+        """
+        try:
+            return read_state_dict(self.output(name))
+        except CheckpointError as error:
+            said = str(error).replace(f"{self.outputs}/", "")
+            raise self._disappointed(f"left something else: {said}") from None
+
+    def _disappointed(self, what: str) -> UpstreamError:
+        words = "" if self._log is None else self._log.last_words()
+        return UpstreamError(f"{self.repository}'s code {what}{words}")
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the caller's but what a process needs to start."""
@@ -154,6 +192,8 @@ class UpstreamJob:
             "BENCH_PACKAGE_ROOT": str(Path(bench.__file__).resolve().parents[1]),
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONHASHSEED": "0",
+            # Compiled files in the checkout are neither read nor written.
+            "PYTHONPYCACHEPREFIX": str(self.folder / "home"),
         }
 
 

@@ -86,7 +86,10 @@ def _compared(
     for cell in cells:
         name = cell.config[kind]["name"]
         place = (name.removesuffix(UPSTREAM), cell.row[other], cell.row["seed"])
-        (upstream if name.endswith(UPSTREAM) else native).setdefault(place, cell)
+        side = upstream if name.endswith(UPSTREAM) else native
+        # Of several variants of a component, the one that bears its name.
+        if place not in side or cell.row[kind] == place[0]:
+            side[place] = cell
     shared = [place for place in upstream if place in native]
     seen: set[str] = set()
     for component, context in dict.fromkeys((name, label) for name, label, _ in shared):
@@ -149,6 +152,7 @@ def _row(outcome: Outcome) -> Result:
     if not math.isnan(outcome.low):
         difference += f" [{outcome.low:+.3f}, {outcome.high:+.3f}]"
     on = f" on {outcome.context}" if outcome.context else ""
+    apart = outcome.verdict in ("differs", "undecided")
     return Result(
         probe=outcome.figure,
         repository=component.repository,
@@ -158,5 +162,5 @@ def _row(outcome: Outcome) -> Result:
         difference=difference,
         tolerance=f"{outcome.tolerance:.3f}",
         verdict=outcome.verdict,
-        explained_by=component.departs if outcome.verdict != "agrees" else "",
+        explained_by=component.departs.get(outcome.figure, "") if apart else "",
     )

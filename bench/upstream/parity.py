@@ -22,7 +22,6 @@ import pandas as pd
 import bench
 from bench import registry
 from bench.upstream.checkout import UpstreamAbsent, third_party_root
-from bench.upstream.formats import read_arrays
 from bench.upstream.job import UpstreamJob
 from bench.upstream.probes import Figure, Probe, Tolerance
 from bench.upstream.probing import ERRORS, RECORD, digest, plain
@@ -114,7 +113,7 @@ def observe(suite: Suite, device: str = "cpu") -> tuple[dict[str, np.ndarray], d
     with job:
         asked = [probe.id for probe in running if probe.id not in reasons]
         job.run({"probes": asked})
-        found = read_arrays(job.output(RECORD))
+        found = job.arrays(RECORD)
         errors = json.loads(job.output(ERRORS).read_text(encoding="utf-8"))
     return found, {**reasons, **{name: f"{DIFFERS}: {text}" for name, text in errors.items()}}
 
@@ -183,23 +182,33 @@ def _agrees(figure: Figure, theirs: np.ndarray, tolerance: Tolerance, golden: Pa
     return (figure.tolerance or tolerance).holds(figure.of(theirs), figure.stored(golden))
 
 
-def regenerate(golden: Path = GOLDEN, device: str = "cpu") -> dict[str, np.ndarray]:
-    """Address of a figure -> what upstream gives for it now, for every submodule that is there."""
-    figures = {}
+def regenerate(target: Path, golden: Path = GOLDEN, device: str = "cpu") -> list[str]:
+    """Write the golden files to ``target`` with the figures that upstream gives now.
+
+    Figures whose submodule is absent, and fixed ones, stay as they are.
+
+    Returns
+    -------
+    list[str]
+        Addresses of the figures that upstream gives otherwise, beyond their tolerance.
+    """
+    stale, files = [], {}
     for suite in suites():
-        found, _ = observe(suite, device)
-        figures |= {figure.address: value for figure, value, _ in _figures(suite, found)}
-    return figures
-
-
-def stale(golden: Path = GOLDEN, device: str = "cpu") -> list[str]:
-    """Addresses of the figures in ``golden`` that upstream does not give."""
-    return [
-        figure.address
-        for suite in suites()
-        for figure, value, tolerance in _figures(suite, observe(suite, device)[0])
-        if not tolerance.holds(value, figure.stored(golden))
-    ]
+        for figure, value, tolerance in _figures(suite, observe(suite, device)[0]):
+            if not tolerance.holds(value, figure.stored(golden)):
+                stale.append(figure.address)
+            name, *keys = figure.address.split("/")
+            if name not in files:
+                files[name] = json.loads((golden / name).read_text(encoding="utf-8"))
+            *path, last = keys
+            place = files[name]
+            for key in path:
+                place = place[int(key) if isinstance(place, list) else key]
+            place[int(last) if isinstance(place, list) else last] = value.tolist()
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (target / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return stale
 
 
 def _figures(

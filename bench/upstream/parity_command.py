@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from bench.session import Session
+    from bench.upstream.parity import Result
 
 PROFILE = "upstream"
 SEEDS = (0, 1, 2)
@@ -18,6 +23,9 @@ def parity(
     probes_only: Annotated[
         bool, typer.Option("--probes-only", help="functions alone, no trainings")
     ] = False,
+    regenerate: Annotated[
+        Path | None, typer.Option(help="write the golden figures there, as upstream gives them")
+    ] = None,
     results: Annotated[Path | None, typer.Option("--results", help="default: results/")] = None,
     cache: Annotated[Path | None, typer.Option("--cache")] = None,
 ) -> None:
@@ -26,27 +34,38 @@ def parity(
     Functions are compared on formula data, beside the figures in tests/golden/. Trainings are those
     of the profile `upstream` over three seeds, run where they are not stored yet.
     """
-    from bench.configfile import ConfigFile
     from bench.upstream import outcomes
-    from bench.upstream.parity import run_probes, write_report
+    from bench.upstream.parity import regenerate as regenerated
+    from bench.upstream.parity import write_report
     from bench.upstream.repositories import find, repositories
 
+    if regenerate is not None:
+        stale = regenerated(regenerate)
+        typer.echo(
+            f"written: {regenerate}; {len(stale)} figures differ {', '.join(stale)}".rstrip()
+        )
+        raise typer.Exit(1 if stale else 0)
     chosen = [find(name).name for name in names] if names else list(repositories())
-    found = []
-    for name in chosen:
-        typer.echo(f"{name}: calling the probed functions", err=True)
-        found += run_probes(name)
-    file = ConfigFile(config)
-    if not probes_only:
-        stored = _trained(file, results, cache)
-        found += [
-            row for row in outcomes.rows(outcomes.outcomes(stored)) if row.repository in chosen
-        ]
-    folder = results or file.root / "results"
+    folder = results or config.resolve().parent / "results"
+    sessions = [] if probes_only else _sessions(chosen, config, results, cache)
+    found = _probed(chosen)
     write_report(found, folder)
-    counts = {row.verdict.partition(":")[0]: 0 for row in found}
-    for row in found:
-        counts[row.verdict.partition(":")[0]] += 1
+    if sessions:
+        from bench.progress import reporter
+
+        with reporter() as shown:
+            for session in sessions:
+                session.reporter = shown
+                session.run()
+        rows = outcomes.rows(outcomes.outcomes(sessions[0].results))
+        found += [row for row in rows if row.repository in chosen]
+        write_report(found, folder)
+    _tell(found, folder)
+
+
+def _tell(found: list[Result], folder: Path) -> None:
+    """Counts of verdicts, and every difference that nothing explains: then the exit status is 1."""
+    counts = Counter(row.verdict.partition(":")[0] for row in found)
     typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     left = [row for row in found if row.verdict.startswith(UNEXPLAINED) and not row.explained_by]
     for row in left:
@@ -56,13 +75,62 @@ def parity(
         raise typer.Exit(1)
 
 
-def _trained(file, results: Path | None, cache: Path | None) -> Path:
-    """The results of the profile over all seeds; what is not stored is run now."""
-    from bench.progress import reporter
+def _probed(names: list[str]) -> list[Result]:
+    """The probes of each repository; one whose process fails is a row that says so."""
+    from bench.upstream.job import UpstreamError
+    from bench.upstream.parity import Result, run_probes
+
+    found: list[Result] = []
+    for name in names:
+        typer.echo(f"{name}: calling the probed functions", err=True)
+        try:
+            found += run_probes(name)
+        except UpstreamError as error:
+            reason = " ".join(str(error).split())
+            found.append(Result("all", name, "the probes' process", verdict=f"differs: {reason}"))
+    return found
+
+
+def _sessions(
+    names: list[str], config: Path, results: Path | None, cache: Path | None
+) -> list[Session]:
+    """What to train over all seeds: every attack that ``names`` run, in both backends, against the
+    last defense of the profile's matrix; and every defense against the first attack.
+
+    What an attack comes to does not depend on the defense; a defense's verdicts do on the attack,
+    and more cells of the same run are compared where they are stored.
+    """
+    from bench import registry
+    from bench.configfile import ConfigFile
     from bench.session import Selection, Session
 
-    with reporter() as shown:
-        selection = Selection(profile=PROFILE, seeds=SEEDS, results=results, cache=cache)
-        session = Session(file, selection, shown)
-        session.run()
-    return session.results
+    file = ConfigFile(config)
+    matrix, _ = file.config.matrix_of(PROFILE)
+    selected = []
+    for kind, entries in (("attack", matrix.attacks), ("defense", matrix.defenses)):
+        theirs = {
+            name.removesuffix(registry.UPSTREAM)
+            for name in registry.upstream_entries(f"{kind}s")
+            if registry.load(f"{kind}s", name).repository in names
+        }
+        selected.append(tuple(e.label for e in entries if getattr(e, kind) in theirs))
+    attacks, defenses = selected
+    pairs = ((attacks, (matrix.defenses[-1].label,)), ((matrix.attacks[0].label,), defenses))
+    sessions = [
+        Session(
+            file,
+            Selection(
+                profile=PROFILE,
+                attacks=these,
+                defenses=those,
+                seeds=SEEDS,
+                results=results,
+                cache=cache,
+            ),
+        )
+        for these, those in pairs
+        if these and those
+    ]
+    for session in sessions:
+        session.check()
+    return sessions

@@ -1,6 +1,7 @@
 """What the authors' code needs for today's libraries and for no GPU; in their process only.
 
-Each shim says why it is there. They change where and whether the code runs, not what it computes.
+Each shim says why it is there. They change where and whether the code runs; of what it computes,
+only the random streams of loader workers.
 """
 
 from __future__ import annotations

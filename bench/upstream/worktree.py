@@ -87,7 +87,7 @@ class Worktree:
         edited, missing = [], []
         for record in filter(None, listing.split("\0")):
             code, path = record[:2], record[3:]
-            if path.endswith(".pyc") or any(part in _CACHES for part in PurePosixPath(path).parts):
+            if any(part in _CACHES for part in PurePosixPath(path).parts):
                 continue
             (missing if code == " D" else edited).append(path)
         return edited, missing
@@ -192,7 +192,7 @@ class Worktree:
         with (info / "exclude").open("a+", encoding="utf-8") as excluded:
             excluded.seek(0)
             known = excluded.read().splitlines()
-            excluded.writelines(f"{name}\n" for name in (*_CACHES, "*.pyc") if name not in known)
+            excluded.writelines(f"{name}\n" for name in _CACHES if name not in known)
         (info / "sparse-checkout").write_text(_sparse_patterns(folders), encoding="utf-8")
         self._git("config", "core.sparseCheckout", "true")
         self._git("config", "core.sparseCheckoutCone", "false")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.api import DefenderView, Defense, Encoder, Field, ImageSet, Requirement
-from bench.encoders.weights import load_strictly, read_state_dict
+from bench.encoders.weights import load_strictly
 from bench.upstream.component import UpstreamComponent
-from bench.upstream.formats import read_arrays, write_images
+from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamError, UpstreamJob
 from defenses._asset_labels import NeighbourLabels
 from defenses._asset_networks import detector_network
@@ -226,9 +226,9 @@ def _results(job: UpstreamJob) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     names = {"linear": "fc", "shortcut": "downsample"}
     tensors = {
         ".".join(names.get(part, part) for part in key.split(".")): value
-        for key, value in read_state_dict(job.output("detector.safetensors")).items()
+        for key, value in job.tensors("detector.safetensors").items()
     }
-    arrays = read_arrays(job.output("figures.npz"))
+    arrays = job.arrays("figures.npz")
     flagged = int((arrays["scores"] >= arrays["threshold"]).sum())
     return tensors, {
         "found": torch.from_numpy(arrays["found"].astype(np.int64)),

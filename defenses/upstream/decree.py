@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.api import DefenderView, Defense, Encoder, Field, ImageSet, Requirement
 from bench.upstream.component import UpstreamComponent
-from bench.upstream.formats import read_arrays, write_images
+from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamError
 from defenses._decree_inversion import Trigger, mask_size
 from defenses.decree import Decree
@@ -115,7 +115,7 @@ class UpstreamDecree(UpstreamComponent, Defense):
                     "seed": int(torch.randint(2**31, (), generator=view.generator)),
                 }
             )
-            found = read_arrays(job.output("trigger.npz"))
+            found = job.arrays("trigger.npz")
         if found["images"] != len(shadow):
             raise UpstreamError(
                 f"DECREE's code saw {found['images']:g} of {len(shadow)} shadow images"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.encoders.weights import CheckpointError, read_state_dict
+import bench
 from bench.upstream.checkout import UpstreamAbsent, UpstreamChanged
-from bench.upstream.formats import read_arrays
 from bench.upstream.job import LOG_LIMIT, UpstreamError, UpstreamJob
 
 
@@ -82,6 +83,36 @@ time.sleep(600)
     assert not _alive(child)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children on Linux alone")
+def test_a_killed_harness_takes_its_child_with_it(repository, tmp_path):
+    driver, note = tmp_path / "driver.py", tmp_path / "pid"
+    driver.write_text(
+        "import os, time\n"
+        "def run(job):\n"
+        f"    open({str(note)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    code = (
+        "from pathlib import Path\n"
+        "from bench.upstream.job import UpstreamJob\n"
+        f"with UpstreamJob('DRUPE', Path({str(driver)!r}), allowed=('DRUPE',)) as job:\n"
+        "    job.run({})\n"
+    )
+    root = Path(bench.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(tmp_path)}
+    harness = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    deadline = time.monotonic() + 120
+    while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    child = int(note.read_text())
+    harness.kill()
+    harness.wait()
+    deadline = time.monotonic() + 5
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
 def _alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -110,11 +141,19 @@ os.abort()
 
 
 def test_a_missing_result_and_a_link_for_a_result_are_failures(job):
-    with job("(job.outputs / 'passwords').symlink_to('/etc/passwd')") as run:
+    with job(
+        """
+(job.outputs / 'passwords').symlink_to('/etc/passwd')
+(job.outputs / 'cut.npz').write_bytes(b'PK broken')
+print('no gpu found')
+"""
+    ) as run:
         run.run({})
         for name in ("encoder.pth", "passwords"):
-            with pytest.raises(UpstreamError, match=f"without leaving {name}"):
+            with pytest.raises(UpstreamError, match=rf"without leaving {name}\n  \| no gpu found"):
                 run.output(name)
+        with pytest.raises(UpstreamError, match=r"(?s)cut\.npz: not an .*no gpu found"):
+            run.arrays("cut.npz")
 
 
 def test_pickles_among_the_results_are_never_loaded(job, tmp_path):
@@ -130,10 +169,10 @@ np.savez(job.outputs / "figures.npz", loss=np.array([Bomb()], dtype=object))
 """
     ) as run:
         run.run({})
-        with pytest.raises(CheckpointError, match=r"encoder\.pth: damaged, or a pickle of more"):
-            read_state_dict(run.output("encoder.pth"))
-        with pytest.raises(ValueError, match=r"figures\.npz: not an \.npz of plain arrays"):
-            read_arrays(run.output("figures.npz"))
+        with pytest.raises(UpstreamError, match=r"encoder\.pth: damaged, or a pickle of more"):
+            run.tensors("encoder.pth")
+        with pytest.raises(UpstreamError, match=r"figures\.npz: not an \.npz of plain arrays"):
+            run.arrays("figures.npz")
     assert not mark.exists()
 
 
@@ -156,7 +195,7 @@ np.savez(job.outputs / "y.npz", y=y.detach().numpy(), w=again["weight"].numpy(),
 """
     ) as run:
         run.run({})
-        figures = read_arrays(run.output("y.npz"))
+        figures = run.arrays("y.npz")
     assert figures["y"].shape == (4, 1)
     assert np.isfinite(figures["w"]).all()
     assert (str(figures["device"]), int(figures["workers"])) == ("cpu", 0)

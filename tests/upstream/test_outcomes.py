@@ -51,8 +51,11 @@ def test_far_apart_differs_and_names_its_reason_noise_is_undecided(compare):
     (found,) = compare(attack_cells(far))
     assert found.verdict == "differs"
     (row,) = rows([found])
-    assert (row.repository, row.explained_by) == ("DRUPE", "U3")
+    assert (row.repository, row.explained_by) == ("DRUPE", "")  # nothing to excuse it
     assert row.difference.startswith("-0.400 [")
+    clip = {"badclip": (0.90, 0.91, 0.92), "badclip@upstream": (0.50, 0.52, 0.51)}
+    (row,) = rows(compare(attack_cells(clip)))
+    assert row.explained_by == "U40, U41, U71"
     noisy = {"drupe": (0.9, 0.1, 0.9), "drupe@upstream": (0.5, 0.9, 0.9)}
     (found,) = compare(attack_cells(noisy))
     assert found.verdict == "undecided"
