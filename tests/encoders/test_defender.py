@@ -17,6 +17,7 @@ def test_a_defense_sees_images_in_embeddings_out_and_nothing_else(encoder):
         "features",
         "forward",
         "hits",
+        "network",
         "normalise",
         "forward_normalised",
         "image_size",
@@ -123,3 +124,15 @@ def test_normalisation_is_for_who_requires_gradients(encoder, images, door):
     assert torch.equal(getattr(declared, door)(images), getattr(encoder, door)(images))
     through = declared.forward_normalised(declared.normalise(images))
     assert torch.equal(through, encoder.forward(images))
+
+
+def test_the_network_is_a_copy_for_who_requires_it(encoder, images):
+    with pytest.raises(PermissionError, match=r"encoder\.network needs 'network'"):
+        DefenderEncoder(encoder, frozenset({"gradients"})).network()
+    before = encoder.embed(images)
+    network, architecture, settings = DefenderEncoder(encoder, frozenset({"network"})).network()
+    assert (architecture, settings) == (encoder.architecture, encoder.settings)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(encoder.embed(images), before)
