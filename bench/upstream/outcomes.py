@@ -80,22 +80,18 @@ def _compared(
 ) -> Iterator[Outcome]:
     """Pairs of cells that differ in the backend of their ``kind`` alone.
 
-    ``once``: the figures say nothing about the ``other`` entry, so one of them is enough.
+    ``once``: the figures say nothing about the ``other`` entry, so any one of them will do.
     """
     native, upstream = {}, {}
     for cell in cells:
         name = cell.config[kind]["name"]
-        place = (name.removesuffix(UPSTREAM), cell.row[other], cell.row["seed"])
+        place = (name.removesuffix(UPSTREAM), "" if once else cell.row[other], cell.row["seed"])
         side = upstream if name.endswith(UPSTREAM) else native
         # Of several variants of a component, the one that bears its name.
         if place not in side or cell.row[kind] == place[0]:
             side[place] = cell
     shared = [place for place in upstream if place in native]
-    seen: set[str] = set()
     for component, context in dict.fromkeys((name, label) for name, label, _ in shared):
-        if once and component in seen:
-            continue
-        seen.add(component)
         seeds = sorted({s for name, label, s in shared if (name, label) == (component, context)})
         for figure, tolerance in figures.items():
             pairs = [
@@ -107,8 +103,7 @@ def _compared(
             ]
             pairs = [(ours, theirs) for ours, theirs in pairs if None not in (ours, theirs)]
             if pairs:
-                shown = "" if once else context
-                yield _outcome(f"{kind}s", component, shown, figure, pairs, tolerance)
+                yield _outcome(f"{kind}s", component, context, figure, pairs, tolerance)
 
 
 def _outcome(

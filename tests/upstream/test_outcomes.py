@@ -46,6 +46,13 @@ def test_means_within_the_tolerance_agree(compare):
     assert found.verdict == "agrees"
 
 
+def test_an_attack_is_compared_over_all_seeds_whatever_it_was_measured_with(compare):
+    cells = attack_cells(ASR)
+    early = [cell(name, "decree", 0, attack_success_rate=values[0]) for name, values in ASR.items()]
+    (found,) = compare([*early, *cells])
+    assert found.seeds == 3
+
+
 def test_far_apart_differs_and_names_its_reason_noise_is_undecided(compare):
     far = {"drupe": (0.90, 0.91, 0.92), "drupe@upstream": (0.50, 0.52, 0.51)}
     (found,) = compare(attack_cells(far))
