@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,9 @@ class Session:
     selection: Selection = field(default_factory=Selection)
     reporter: Silent = field(default_factory=Silent)
     _data_specs: dict[tuple[str, str], Mapping[str, Any]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _components: dict[tuple[str, str, str], Component] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -171,7 +174,7 @@ class Session:
             profile_name=self.profile_name,
             profile=self.profile,
             lineage=lineage,
-            component=partial(resolve_component, self.file.root),
+            component=self._component,
             victim=self.victims.resolve,
             text_towers=frozenset(
                 name for name, family in families.items() if find(family.encoder.architecture).text
@@ -179,6 +182,13 @@ class Session:
             labelled=self._labelled,
             published=lambda architecture: find(architecture).published,
         )
+
+    def _component(self, group: str, name: str, parameters: Mapping[str, Any]) -> Component:
+        """Resolved once, not once per cell: for the authors' code that asks git for its state."""
+        key = (group, name, repr(sorted(parameters.items())))
+        if key not in self._components:
+            self._components[key] = resolve_component(self.file.root, group, name, parameters)
+        return self._components[key]
 
     def _labelled(self, dataset: str) -> bool:
         """Whether training images have labels, as far as that is known without decoding them."""

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+LONGEST_ALARM = 10**8
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def main() -> None:
 def _end_with_the_harness(limit: float) -> None:
     """Not to outlive a harness that was killed: by signal on Linux, by the clock elsewhere."""
     if hasattr(signal, "alarm"):
-        signal.alarm(int(limit) + 60)
+        signal.alarm(int(min(limit, LONGEST_ALARM)) + 60)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

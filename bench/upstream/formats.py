@@ -41,11 +41,6 @@ def write_trigger(path: Path, trigger: Trigger, image_size: int) -> None:
     np.savez(path, t=value[None].numpy(), tm=stays[None].numpy())
 
 
-def write_arrays(path: Path, **arrays: Tensor | np.ndarray) -> None:
-    """An ``.npz`` of arrays without objects."""
-    np.savez(path, **{name: np.asarray(value) for name, value in arrays.items()})
-
-
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``.
 

@@ -235,7 +235,7 @@ class _Log:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the child and all that it started."""
+    """Kill the child and the process group that it leads."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

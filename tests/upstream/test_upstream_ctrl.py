@@ -19,7 +19,7 @@ from bench.encoders.encoder import Encoder
 from bench.encoders.weights import CheckpointError
 from bench.stages.poisoning import check_poison
 from bench.upstream.component import TrainerWorld
-from bench.upstream.formats import read_arrays, write_arrays
+from bench.upstream.formats import read_arrays
 
 P6 = json.loads((Path(__file__).parents[1] / "golden" / "triggers.json").read_text())["P6"]
 SHORT = {"epochs": 2, "warmup_epochs": 4, "batch_size": 32}
@@ -51,7 +51,7 @@ def test_stamping_gives_the_published_figures_whatever_kornia_is_installed(upstr
     ramp = (torch.arange(3 * 32 * 32) % 256).float().view(1, 3, 32, 32)
     images = torch.cat([torch.full_like(ramp, 127.5), ramp])
     with attack.job("cpu") as job:
-        write_arrays(
+        np.savez(
             job.inputs / "train.npz", x=images.permute(0, 2, 3, 1), y=np.zeros((2, 1), np.int64)
         )
         job.run(attack._poisoning(2, 2, target=0))
