@@ -161,14 +161,28 @@ class StoredCell:
             input image.
         """
         path = self.path / "figures.npz"
-        if not path.exists():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise _damaged(path, error) from None
-        _check_figures(arrays, path)
+        arrays = _read_arrays(path)
+        if arrays is not None:
+            _check_figures(arrays, path)
+        return arrays
+
+    def attack_pictures(self) -> dict[str, np.ndarray] | None:
+        """Arrays of ``attack.npz``, what the attack looks like; None where the cell has none.
+
+        ``clean``, ``triggered``, ``difference`` (amplified by ``gain``) and, where there is one,
+        ``decoy``: uint8 (M, H, W, 3). Per encoder ``victim`` and ``twin``: ``<encoder>_points``
+        (K, 2), ``<encoder>_groups`` (K,) and ``<encoder>_variance`` (2,), the plane of the first
+        two principal components of embeddings.
+
+        Raises
+        ------
+        ReportError
+            When the file is damaged or an array has another shape.
+        """
+        path = self.path / "attack.npz"
+        arrays = _read_arrays(path)
+        if arrays is not None:
+            _check_pictures(arrays, path)
         return arrays
 
 
@@ -304,6 +318,40 @@ def _typed(value: Any, kind: str) -> Any:
     if isinstance(value, (str, bool)):
         raise TypeError(value)
     return int(value) if kind == "integer" else float(value)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an npz file without objects; None when there is no file."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def _check_pictures(arrays: dict[str, np.ndarray], path: Path) -> None:
+    needed = ("clean", "triggered", "difference", "gain", "victim_points", "victim_groups")
+    for name in needed:
+        if name not in arrays:
+            raise ReportError(f"{path}: damaged, it has no {name!r}")
+    for name in ("clean", "triggered", "difference", "decoy"):
+        picture = arrays.get(name, arrays["clean"])
+        if picture.dtype != np.uint8 or picture.shape != arrays["clean"].shape or picture.ndim != 4:
+            raise ReportError(
+                f"{path}: damaged, {name!r} is {picture.dtype} {picture.shape}, "
+                "should be uint8 (M, H, W, 3) like the others"
+            )
+    for encoder in ("victim", "twin"):
+        points = arrays.get(f"{encoder}_points")
+        if points is None:
+            continue
+        groups, variance = (arrays.get(f"{encoder}_{name}") for name in ("groups", "variance"))
+        if groups is None or variance is None or variance.shape != (2,):
+            raise ReportError(f"{path}: damaged, {encoder}_points has no groups or variance")
+        if points.shape != (len(groups), 2) or not np.isfinite(points).all():
+            raise ReportError(f"{path}: damaged, '{encoder}_points' is {points.shape}")
 
 
 def _check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:

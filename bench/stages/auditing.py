@@ -16,6 +16,7 @@ from bench.data.splits import permuted_rows
 from bench.evaluation import downstream as metrics
 from bench.evaluation.similarity import backdoor_z_score
 from bench.graph import Stage
+from bench.stages.picturing import save_pictures
 from bench.stages.poisoning import class_name
 from bench.stages.probing import Reader, evaluation_images
 from bench.workspace import Workspace, trigger_record, write_json, write_tensors
@@ -42,18 +43,20 @@ def audit(stage: Stage, workspace: Workspace, folder: Path) -> None:
     predictions: dict[str, Tensor] = {}
     geometry: list[dict[str, Any]] = []
     z_scores: dict[str, float | None] = {}
+    seen: dict[str, dict[str, Tensor]] = {}
     readers = {"victim": victim}
     if "twin" in stage.inputs:
         readers["twin"] = Reader(stage, "twin", workspace)
     others = torch.from_numpy(np.flatnonzero(test.labels != target))
     for role, reader in readers.items():
-        seen: dict[str, Tensor] = {}
+        found = seen[role] = {}
         for condition, stamp in conditions.items():
-            features = seen[condition] = reader.features(test, stamp)
+            features = found[condition] = reader.features(test, stamp)
             geometry.append({"encoder": role, "condition": condition, **_geometry(features)})
             for head in reader.heads[:1] if condition == "decoy" else reader.heads:
                 predictions[f"{role}_{head}_{condition}"] = reader.predict(head, features)
-        z_scores[role] = backdoor_z_score(seen["clean"][others], seen["triggered"][others])
+        z_scores[role] = backdoor_z_score(found["clean"][others], found["triggered"][others])
+    save_pictures(folder, test, target, conditions, seen)
     write_tensors(
         folder / "predictions.safetensors",
         {name: value.to(torch.int16) for name, value in predictions.items()},

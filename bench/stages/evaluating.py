@@ -14,6 +14,7 @@ from bench.evaluation import detection, downstream
 from bench.evaluation.bootstrap import Bootstrap, Sample
 from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
 from bench.graph import Stage
+from bench.stages.picturing import PICTURES
 from bench.stages.probing import evaluation_images
 from bench.workspace import Workspace, write_json
 
@@ -92,6 +93,8 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
     )
     frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
     _merge_figures(stage, workspace, folder)
+    if (workspace.folder(audit) / PICTURES).is_file():  # audits of earlier versions have none
+        shutil.copyfile(workspace.folder(audit) / PICTURES, folder / PICTURES)
     write_json(
         folder / "cell.json",
         {
