@@ -7,6 +7,7 @@ who is a positive and who is a negative.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from bench.evaluation.bootstrap import Bootstrap, Interval, Sample, percentile_interval
 from bench.evaluation.detection import auroc
 
-__all__ = ["CellScores", "Comparison", "comparisons", "control_metrics", "detection_intervals"]
+__all__ = [
+    "CellScores",
+    "Comparison",
+    "comparisons",
+    "control_metrics",
+    "detection_draws",
+    "detection_intervals",
+]
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,12 @@ def control_metrics(cell: CellScores) -> dict[str, float]:
     return values
 
 
-def detection_intervals(bootstrap: Bootstrap, cell: CellScores) -> dict[str, Interval]:
-    """95 % test-sampling intervals of :func:`control_metrics`, ``aupr`` and the ROC read-offs.
+def detection_draws(bootstrap: Bootstrap, cell: CellScores) -> dict[str, NDArray[np.float64]]:
+    """:func:`control_metrics`, ``aupr`` and the ROC read-offs in every draw, (draws,) each.
 
-    ``bootstrap`` must come from ``cell.labels``. What the cell has no decoy or no clean twin for is
-    absent.
+    ``bootstrap`` must come from ``cell.labels``. Draws follow from the labels and the protocol's
+    seed: differences between two defenses on one test set are paired draw by draw. What the cell
+    has no decoy or no clean twin for is absent.
     """
     pairs = comparisons(cell)
     draws = {
@@ -123,4 +132,9 @@ def detection_intervals(bootstrap: Bootstrap, cell: CellScores) -> dict[str, Int
     for name, fpr in (("tpr_at_1fpr", 0.01), ("tpr_at_5fpr", 0.05)):
         draws[name] = bootstrap.tpr_at_fpr_draws(*detection, fpr)
     draws["fpr_at_95tpr"] = bootstrap.fpr_at_tpr_draws(*detection, 0.95)
+    return draws
+
+
+def detection_intervals(draws: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval]:
+    """95 % test-sampling intervals of :func:`detection_draws`."""
     return {name: percentile_interval(values) for name, values in draws.items()}

@@ -94,6 +94,8 @@ class StoredCell:
         Metric name -> [low, high], the test-sampling interval.
     decoy
         The decoy used and the candidates tried; empty when there was none.
+    encoders
+        ``victim`` and ``twin`` -> the key of the encoder; empty in cells of earlier versions.
     path
         The cell's folder.
     """
@@ -110,6 +112,7 @@ class StoredCell:
     path: Path
     provenance: dict[str, Any] = field(default_factory=dict)
     trigger: dict[str, Any] = field(default_factory=dict)
+    encoders: dict[str, str] = field(default_factory=dict)
     reference: bool = False
     analysis: bool = False
     reduced: str = ""
@@ -150,6 +153,22 @@ class StoredCell:
             return pd.read_parquet(path, columns=list(SCORE_COLUMNS))
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             raise _damaged(path, error) from None
+
+    def draws(self) -> dict[str, np.ndarray]:
+        """``auroc`` and, where there are any, ``auroc_placebo`` and ``auroc_vs_decoy`` in every
+        bootstrap draw, float (draws,); empty in cells of earlier versions.
+
+        Raises
+        ------
+        ReportError
+            When ``draws.npz`` is damaged.
+        """
+        path = self.path / "draws.npz"
+        arrays = _read_arrays(path) or {}
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or array.ndim != 1:
+                raise ReportError(f"{path}: damaged, {name!r} is {array.dtype} {array.shape}")
+        return arrays
 
     def figures(self) -> dict[str, np.ndarray] | None:
         """Arrays of ``figures.npz``, or None when the defense drew none.
@@ -281,6 +300,7 @@ def _load_cell(path: Path) -> StoredCell:
         decoy=document.get("decoy") or {},
         provenance=document.get("provenance") or {},
         trigger=document.get("trigger") or {},
+        encoders=document.get("encoders") or {},
         reference=bool(document.get("reference", False)),
         analysis=bool(document.get("analysis", False)),
         reduced=str(document.get("reduced", "")),

@@ -12,7 +12,12 @@ import pandas as pd
 
 from bench.evaluation import detection, downstream
 from bench.evaluation.bootstrap import Bootstrap, Sample
-from bench.evaluation.comparisons import CellScores, control_metrics, detection_intervals
+from bench.evaluation.comparisons import (
+    CellScores,
+    control_metrics,
+    detection_draws,
+    detection_intervals,
+)
 from bench.graph import Stage
 from bench.stages.picturing import PICTURES
 from bench.stages.probing import evaluation_images
@@ -22,6 +27,9 @@ SCHEMA = 1
 RULES = ("clean-id", "own-auxiliary")
 _SPLIT_OF_RULE = {"clean-id": "calibration", "own-auxiliary": "auxiliary"}
 INTERVALS_IN_ROW = ("auroc", "auroc_delta")
+DRAWS = "draws.npz"
+STORED_DRAWS = ("auroc", "auroc_placebo", "auroc_vs_decoy")
+"""Kept draw by draw: differences between defenses are paired in them."""
 _CONTROLS = (
     ("placebo_clean", "twin", "clean"),
     ("placebo_triggered", "twin", "triggered"),
@@ -56,7 +64,8 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         triggered_target=cell.triggered.scores[~others],
     )
     metrics |= control_metrics(cell)
-    intervals = detection_intervals(bootstrap, cell)
+    draws = detection_draws(bootstrap, cell)
+    intervals = detection_intervals(draws)
     thresholds = _thresholds(frame, cell, spec["protocol"]["calibration_fpr"], bootstrap)
     chosen = next(
         t
@@ -92,6 +101,8 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
         stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels, problems
     )
     frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+    kept = {name: draws[name].astype(np.float32) for name in STORED_DRAWS if name in draws}
+    np.savez_compressed(folder / DRAWS, **kept)
     _merge_figures(stage, workspace, folder)
     if (workspace.folder(audit) / PICTURES).is_file():  # audits of earlier versions have none
         shutil.copyfile(workspace.folder(audit) / PICTURES, folder / PICTURES)
@@ -116,6 +127,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
                 "candidates": about["decoys"],
             },
             "implant": about["implant"],
+            "encoders": {role: _encoder_key(stage, role) for role in _roles(stage)},
             "thresholds": finite(thresholds),
             "downstream": finite(rows),
             "intervals": finite({name: list(interval) for name, interval in intervals.items()}),
@@ -139,6 +151,11 @@ def finite(value: Any) -> Any:
 def _roles(stage: Stage) -> tuple[str, ...]:
     """The encoders of a cell."""
     return tuple(role for role in ("victim", "twin") if role in stage.inputs)
+
+
+def _encoder_key(stage: Stage, role: str) -> str:
+    """The stage that made the encoder: cells with one key here speak of one encoder."""
+    return stage.inputs[role].inputs["fit"].inputs["encoder"].key
 
 
 def _scores(stage: Stage, workspace: Workspace, labels: np.ndarray) -> pd.DataFrame:

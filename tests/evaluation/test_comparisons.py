@@ -12,6 +12,7 @@ from bench.evaluation.comparisons import (
     CellScores,
     comparisons,
     control_metrics,
+    detection_draws,
     detection_intervals,
 )
 from bench.evaluation.detection import detection_metrics
@@ -96,7 +97,7 @@ def test_point_values_agree_with_the_detection_metrics():
 
 def test_intervals_hold_their_point_values():
     scores = cell()
-    intervals = detection_intervals(Bootstrap(LABELS, draws=400), scores)
+    intervals = detection_intervals(detection_draws(Bootstrap(LABELS, draws=400), scores))
     values = control_metrics(scores)
     other = LABELS != TARGET
     values |= {
@@ -124,7 +125,7 @@ def test_without_a_decoy_its_columns_are_empty():
     values = control_metrics(scores)
     assert math.isnan(values["auroc_decoy"])
     assert math.isnan(values["auroc_vs_decoy"])
-    intervals = detection_intervals(Bootstrap(LABELS, draws=20), scores)
+    intervals = detection_intervals(detection_draws(Bootstrap(LABELS, draws=20), scores))
     assert "auroc_vs_decoy" not in intervals
     assert "auroc" in intervals
 
@@ -141,7 +142,8 @@ def test_without_a_twin_placebo_and_delta_are_empty_and_the_rest_is_as_with_one(
     assert set(values) == set(complete)
     assert {name for name, value in values.items() if math.isnan(value)} == of_the_twin
     intervals, with_twin = (
-        detection_intervals(Bootstrap(LABELS, draws=50), some) for some in (scores, cell())
+        detection_intervals(detection_draws(Bootstrap(LABELS, draws=50), some))
+        for some in (scores, cell())
     )
     assert set(intervals) == set(with_twin) - of_the_twin
     for name in intervals:

@@ -1,4 +1,4 @@
-"""What an audit keeps of an attack's looks, and that a cell carries it."""
+"""What a stored cell carries beside its row and scores: looks, draws, encoders."""
 
 from dataclasses import replace
 
@@ -105,3 +105,19 @@ def test_damaged_pictures_are_refused(tiny_run, tmp_path, change):
     np.savez(tmp_path / PICTURES, **arrays)
     with pytest.raises(ReportError, match=r"attack\.npz: damaged"):
         replace(cell, path=tmp_path).attack_pictures()
+
+
+def test_every_cell_carries_the_draws_of_its_intervals_and_names_its_encoders(tiny_run):
+    by_attack = {}
+    for cell in load_cells(tiny_run.results):
+        draws = cell.draws()
+        assert {"auroc", "auroc_placebo"} <= set(draws)
+        for name, values in draws.items():
+            assert len(values) == 50
+            assert np.quantile(values, [0.025, 0.975]) == pytest.approx(
+                cell.intervals[name], abs=1e-6
+            )
+        by_attack.setdefault(cell.row["attack"], []).append(cell.encoders)
+    assert all(first == other for first, *others in by_attack.values() for other in others)
+    control, attacked = by_attack["none"][0], by_attack["badencoder"][0]
+    assert control["victim"] == control["twin"] == attacked["twin"] != attacked["victim"]
