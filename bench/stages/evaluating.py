@@ -128,6 +128,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
             },
             "implant": about["implant"],
             "encoders": {role: _encoder_key(stage, role) for role in _roles(stage)},
+            "calibrated": {name: chosen[name] for name in ("rule", "nominal_fpr")},
             "thresholds": finite(thresholds),
             "downstream": finite(rows),
             "intervals": finite({name: list(interval) for name, interval in intervals.items()}),
