@@ -152,10 +152,12 @@ def report(
     profile: ProfileOption = None,
     results: ResultsOption = None,
 ) -> None:
-    """Rebuild every table and plot from stored cells."""
-    from bench.report import render
+    """Rebuild every table and plot from stored cells, with the tables that the file declares."""
+    from bench.report import declare_tables, render
 
-    for path in render(_results(config, profile, results)):
+    folder = _results(config, profile, results)
+    declare_tables(folder, _file(config).config.tables)
+    for path in render(folder):
         typer.echo(_shown(path))
 
 
@@ -183,12 +185,9 @@ def export(
     results: ResultsOption = None,
 ) -> None:
     """Print one table in one format, or write it to a file."""
-    from bench.report.export import TABLES
     from bench.report.export import export as exported
     from bench.store import write_atomically
 
-    if table not in TABLES:
-        raise InputError(f"unknown table {table!r}{nearest(table, TABLES)}")
     text = exported(_results(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)
@@ -340,11 +339,14 @@ def _listing(kind: Kind, config: Path) -> list[dict[str, str]]:
             }
             for entry in registry.entries(kind.value).values()
         ]
-    if kind is Kind.tables:
-        from bench.report.export import TABLES
-
-        return [{"name": name, "description": ""} for name in TABLES]
     loaded = _file(config).config
+    if kind is Kind.tables:
+        from bench.report.export import described_tables
+
+        return [
+            {"name": name, "description": description}
+            for name, description in described_tables(loaded.tables).items()
+        ]
     if kind is Kind.profiles:
         return [
             {"name": name, "description": profile.description}

@@ -8,8 +8,6 @@ from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -18,21 +16,14 @@ from pydantic import (
 )
 
 from bench.errors import InputError, nearest
-from bench.report.columns import COLUMNS
+from bench.models import Model
+from bench.report.declared import Tables
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 Backend = Literal["native", "upstream"]
 AuxiliaryKind = Literal["in-distribution", "out-of-distribution"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Model(BaseModel):
-    """Frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 def component_name(name: str, backend: Backend) -> str:
@@ -337,26 +328,17 @@ class Family:
     downstreams: tuple[Downstream, ...]
 
 
-class LeaderboardTable(Model):
-    """What leaderboard.md and leaderboard.tex show beside the fixed columns.
-
-    ``columns`` are further columns of ``leaderboard.csv``; ``caption`` is a note above the others.
-    """
-
-    caption: str = ""
-    columns: tuple[str, ...] = ()
-
-    @field_validator("columns")
-    @classmethod
-    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        for name in columns:
-            if name not in COLUMNS:
-                raise ValueError(f"unknown column {name!r}{nearest(name, COLUMNS)}")
-        return columns
-
-
-class Tables(Model):
-    leaderboard: LeaderboardTable = LeaderboardTable()
+def _laid_over(profiles: Mapping[str, Any], name: str, above: tuple[str, ...]) -> Any:
+    own = profiles[name]
+    if not isinstance(own, Mapping) or "extends" not in own:
+        return own
+    base = own["extends"]
+    if base not in profiles:
+        raise ValueError(f"{name} extends an unknown profile {base!r}{nearest(base, profiles)}")
+    if base in (name, *above):
+        raise ValueError(f"{name} extends itself: {' -> '.join((*above, name, base))}")
+    below = _laid_over(profiles, base, (*above, name))
+    return {**below, **{key: value for key, value in own.items() if key != "extends"}}
 
 
 class Config(Model):
@@ -369,6 +351,14 @@ class Config(Model):
     data_roots: tuple[str, ...] = ("data",)
     datasets: dict[str, DatasetConfig]
     tables: Tables = Tables()
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _extended(cls, profiles: Any) -> Any:
+        """``extends: NAME`` lays a profile's own keys over those of another, key by key."""
+        if not isinstance(profiles, Mapping):
+            return profiles
+        return {name: _laid_over(profiles, name, ()) for name in profiles}
 
     def profile(self, name: str | None) -> tuple[str, Profile]:
         """The named profile, or the default one.

@@ -64,6 +64,14 @@ class ConfigFile:
                         location, f"unknown dataset {name!r}{nearest(name, config.datasets)}"
                     )
 
+        for name, table in config.tables.declared.items():
+            for position, profile in enumerate(table.profiles):
+                if profile not in config.profiles:
+                    raise fail(
+                        ("tables", name, "profiles", position),
+                        f"unknown profile {profile!r}{nearest(profile, config.profiles)}",
+                    )
+
     def datasets_of(self, profile_name: str) -> dict[str, Location]:
         """Every data set that a profile's rows need, with the key that names it first."""
         profile, here = self.config.profiles[profile_name], ("profiles", profile_name)

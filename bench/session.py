@@ -321,7 +321,7 @@ class Session:
                 "protocol": self.file.config.protocol.model_dump(mode="json"),
                 "matrix": self.matrix.model_dump(mode="json"),
             },
-            "tables": self.file.config.tables.model_dump(mode="json"),
+            "tables": self.file.config.tables.model_dump(mode="json", exclude_unset=True),
             "environment": self.environment.describe(),
             "hardware": hardware(self.environment.device),
             "versions": library_versions(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.report.rendering import is_current, render
+from bench.report.rendering import declare_tables, is_current, render
 from bench.report.schema import (
     LEADERBOARD_COLUMNS,
     Manifest,
@@ -20,6 +20,7 @@ __all__ = [
     "ReportError",
     "Results",
     "StoredCell",
+    "declare_tables",
     "is_current",
     "load_cells",
     "load_manifest",

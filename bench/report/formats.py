@@ -8,8 +8,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ __all__ = [
 SIGNIFICANT_DIGITS = 6
 """Of every float in CSV and JSON: more would be noise, and would differ between machines."""
 
+ROWS_PER_FLOAT = 45
+"""Of a LaTeX table: more do not fit a page."""
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -41,9 +44,13 @@ class TextTable:
     title, notes
         The heading and the paragraphs that say how to read it.
     numeric
-        Headers of the columns to align right.
+        Positions of the columns to align right.
     rules_before
         Indices of the rows that start a new group.
+    groups
+        What stands above the headers, one per column, empty for none; equal neighbours share.
+    styles
+        (row, column) -> any of ``best``, ``second``, ``grey`` (a control), ``dim`` (not valid).
     name
         Becomes ``tab:<name>`` in LaTeX.
     """
@@ -53,8 +60,24 @@ class TextTable:
     notes: tuple[str, ...]
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[str] = frozenset()
+    numeric: frozenset[int] = frozenset()
     rules_before: frozenset[int] = frozenset()
+    groups: tuple[str, ...] = ()
+    styles: Mapping[tuple[int, int], frozenset[str]] = field(default_factory=dict)
+
+    def style(self, row: int, column: int) -> frozenset[str]:
+        """The styles of one entry."""
+        return self.styles.get((row, column), frozenset())
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Runs of equal ``groups``: (text, first column, columns)."""
+        runs: list[tuple[str, int, int]] = []
+        for position, text in enumerate(self.groups):
+            if runs and text and runs[-1][0] == text:
+                runs[-1] = (text, runs[-1][1], runs[-1][2] + 1)
+            else:
+                runs.append((text, position, 1))
+        return runs
 
 
 def number_text(value: Any) -> str:
@@ -77,7 +100,7 @@ def to_csv(frame: pd.DataFrame) -> str:
     """``frame`` with a header line; text that looks like a formula is guarded."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(frame.columns)
+    writer.writerow(guard_formula(str(name)) for name in frame.columns)
     for values in _values(frame):
         writer.writerow(
             guard_formula(value) if isinstance(value, str) else number_text(value)
@@ -96,12 +119,21 @@ def to_json(frame: pd.DataFrame) -> str:
 
 
 def to_markdown(table: TextTable) -> str:
-    """A heading, a pipe table, the notes."""
+    """A heading, a pipe table, the notes. Groups stand before the headers, best is bold, second
+    best italic."""
     lines = [f"# {escape_markdown(table.title)}", ""]
     if table.rows:
-        lines.append(_pipe_row(table.headers))
-        lines.append(_pipe_rule(table))
-        lines.extend(_pipe_row(row) for row in table.rows)
+        groups = table.groups or ("",) * len(table.headers)
+        headers = [
+            f"{group}: {name}" if group else name
+            for group, name in zip(groups, table.headers, strict=True)
+        ]
+        lines.append("| " + " | ".join(map(escape_markdown, headers)) + " |")
+        rule = ("---:" if i in table.numeric else "---" for i in range(len(headers)))
+        lines.append("|" + "|".join(rule) + "|")
+        for number, row in enumerate(table.rows):
+            cells = (_markdown_cell(text, table.style(number, i)) for i, text in enumerate(row))
+            lines.append("| " + " | ".join(cells) + " |")
     else:
         lines.append("No rows.")
     for note in table.notes:
@@ -110,46 +142,87 @@ def to_markdown(table: TextTable) -> str:
 
 
 def to_latex(table: TextTable) -> str:
-    r"""A ``table`` float to ``\input``; the preamble needs ``booktabs`` and ``graphicx``."""
-    alignment = "".join("r" if name in table.numeric else "l" for name in table.headers)
-    caption = " ".join(escape_latex(text) for text in (f"{table.title}.", *table.notes))
+    r"""``table`` floats to ``\input``; the preamble needs ``booktabs, graphicx, xcolor``.
+
+    Wide tables shrink to the line, long ones go on in further floats, each of a page at most.
+    """
     lines = [
-        r"% needs \usepackage{booktabs,graphicx}; table* or sidewaystable give it more width",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption[{{{escape_latex(table.title)}}}]{{\footnotesize {caption}}}",
-        rf"\label{{tab:{re.sub('[^a-z0-9-]', '-', table.name.lower())}}}",
+        r"% needs \usepackage{booktabs,graphicx,xcolor}; table* or sidewaystable give more width"
     ]
-    if table.rows:
-        lines.append(r"\setlength{\tabcolsep}{3pt}")
-        lines += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
-        lines += [_latex_row(table.headers, table), r"\midrule"]
-        for index, row in enumerate(table.rows):
-            if index in table.rules_before:
-                lines.append(r"\midrule")
-            lines.append(_latex_row(row, table))
-        lines += [r"\bottomrule", r"\end{tabular}}"]
-    lines.append(r"\end{table}")
+    pages = _pages(table)
+    name = re.sub("[^a-z0-9-]", "-", table.name.lower())
+    for number, rows in enumerate(pages, 1):
+        title = table.title if len(pages) == 1 else f"{table.title} ({number} of {len(pages)})"
+        said = (f"{title}.", *table.notes) if number == 1 else (f"{title}.",)
+        caption = " ".join(escape_latex(text) for text in said)
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption[{{{escape_latex(title)}}}]{{\footnotesize {caption}}}",
+            rf"\label{{tab:{name}{'' if number == 1 else f'-{number}'}}}",
+            *(_latex_tabular(table, rows) if table.rows else []),
+            r"\end{table}",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _pages(table: TextTable) -> list[range]:
+    """The rows of each float: at most :data:`ROWS_PER_FLOAT`, groups kept whole where they fit."""
+    pages, start, count = [], 0, len(table.rows)
+    while count - start > ROWS_PER_FLOAT:
+        full = start + ROWS_PER_FLOAT
+        whole = [i for i in table.rules_before if start < i <= full]
+        stop = max(whole, default=full)
+        pages.append(range(start, stop))
+        start = stop
+    return [*pages, range(start, count)]
+
+
+def _latex_tabular(table: TextTable, rows: range) -> list[str]:
+    alignment = "".join("r" if i in table.numeric else "l" for i in range(len(table.headers)))
+    lines = [
+        r"\setlength{\tabcolsep}{3pt}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        *_latex_groups(table),
+        _latex_row(_latex_cell(h, i in table.numeric) for i, h in enumerate(table.headers)),
+        r"\midrule",
+    ]
+    for number in rows:
+        if number in table.rules_before and number != rows.start:
+            lines.append(r"\midrule")
+        lines.append(
+            _latex_row(
+                _latex_cell(text, i in table.numeric, table.style(number, i))
+                for i, text in enumerate(table.rows[number])
+            )
+        )
+    return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
 def to_html(table: TextTable) -> str:
     """A page with the table and its notes; everything is escaped, nothing is scripted."""
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        classes = [' class="n"' if name in table.numeric else "" for name in table.headers]
-        return "".join(
-            f"<{tag}{kind}>{html.escape(text)}</{tag}>"
-            for text, kind in zip(texts, classes, strict=True)
-        )
-
     title = html.escape(table.title)
-    body = "\n".join(
-        _html_row(cells("td", row), index in table.rules_before)
-        for index, row in enumerate(table.rows)
+    head = "".join(
+        _html_cell("th", text, i in table.numeric) for i, text in enumerate(table.headers)
     )
+    groups = ""
+    if table.groups:
+        spans = (
+            f'<th class="c" colspan="{count}">{html.escape(text)}</th>'
+            for text, _, count in table.spans()
+        )
+        groups = f"<tr>{''.join(spans)}</tr>"
+    lines = []
+    for number, row in enumerate(table.rows):
+        cells = (
+            _html_cell("td", text, i in table.numeric, table.style(number, i))
+            for i, text in enumerate(row)
+        )
+        lines.append(_html_row("".join(cells), number in table.rules_before))
     notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    return _PAGE.format(title=title, head=cells("th", table.headers), body=body, notes=notes)
+    return _PAGE.format(title=title, groups=groups, head=head, body="\n".join(lines), notes=notes)
 
 
 def escape_markdown(text: str) -> str:
@@ -171,25 +244,52 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _pipe_row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(escape_markdown(text) for text in texts) + " |"
+def _markdown_cell(text: str, styles: frozenset[str]) -> str:
+    written = escape_markdown(text)
+    if not written or not styles & {"best", "second"}:
+        return written
+    return f"**{written}**" if "best" in styles else f"*{written}*"
 
 
-def _pipe_rule(table: TextTable) -> str:
-    return (
-        "|" + "|".join("---:" if name in table.numeric else "---" for name in table.headers) + "|"
-    )
+def _html_cell(tag: str, text: str, numeric: bool, styles: frozenset[str] = frozenset()) -> str:
+    classes = " ".join([*(["n"] if numeric else []), *sorted(styles)])
+    attribute = f' class="{classes}"' if classes else ""
+    return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
 
 
-def _latex_row(texts: Sequence[str], table: TextTable) -> str:
-    cells = []
-    for name, text in zip(table.headers, texts, strict=True):
-        cell = escape_latex(text)
-        if name in table.numeric:
-            cell = re.sub(r"(?<![\w.])-(?=\d)", "$-$", cell)
-        # The empty group keeps a leading bracket from being read as the argument of the last \\.
-        cells.append(f"{{}}{cell}" if cell.startswith("[") else cell)
+def _latex_groups(table: TextTable) -> list[str]:
+    """The line above the headers, with a rule under each group."""
+    if not table.groups:
+        return []
+    cells, rules = [], []
+    for text, first, count in table.spans():
+        written = escape_latex(text)
+        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{written}}}" if text else "")
+        if text:
+            rules.append(rf"\cmidrule(lr){{{first + 1}-{first + count}}}")
+    return [_latex_row(cells), " ".join(rules)]
+
+
+def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
+
+
+def _latex_cell(text: str, numeric: bool, styles: frozenset[str] = frozenset()) -> str:
+    cell = escape_latex(text)
+    if numeric:
+        cell = re.sub(r"(?<![\w.])-(?=\d)", "$-$", cell)
+    if not cell:
+        return ""
+    if "dim" in styles:
+        cell = rf"\textit{{{cell}}}"
+    if styles & {"grey", "dim"}:
+        cell = rf"\textcolor{{gray}}{{{cell}}}"
+    if "best" in styles:
+        cell = rf"\textbf{{{cell}}}"
+    elif "second" in styles:
+        cell = rf"\underline{{{cell}}}"
+    # The empty group keeps a leading bracket from being read as the argument of the last \\.
+    return f"{{}}{cell}" if cell.startswith("[") else cell
 
 
 def _latex_character(character: str) -> str:
@@ -246,6 +346,11 @@ table {{ border-collapse: collapse; }}
 th, td {{ padding: .3em .7em; text-align: left; white-space: nowrap; }}
 th {{ border-bottom: 2px solid #444; }}
 .n {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.c {{ text-align: center; }}
+.best {{ font-weight: 700; }}
+.second {{ text-decoration: underline; }}
+.grey, .dim {{ color: #767676; }}
+.dim {{ font-style: italic; }}
 tr.g td {{ border-top: 1px solid #999; }}
 tbody tr:hover {{ background: #f2f4f7; }}
 p {{ max-width: 60rem; }}
@@ -254,7 +359,7 @@ p {{ max-width: 60rem; }}
 <body>
 <h1>{title}</h1>
 <table>
-<thead><tr>{head}</tr></thead>
+<thead>{groups}<tr>{head}</tr></thead>
 <tbody>
 {body}
 </tbody>

@@ -17,6 +17,8 @@ __all__ = [
     "downstream",
     "leaderboard",
     "over_seeds",
+    "plain_rows",
+    "strict_mean",
     "summary",
     "t_interval",
     "thresholds",
@@ -69,8 +71,12 @@ def leaderboard(results: Results) -> pd.DataFrame:
     references last; status, ``auroc_vs_decoy`` and ``auroc_delta``, both descending; ties in the
     manifest's order.
     """
-    rows = _sorted_rows(map(_row, results.cells), results.manifest)
-    return _frame(rows, LEADERBOARD_COLUMNS)
+    return _frame(plain_rows(results), LEADERBOARD_COLUMNS)
+
+
+def plain_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows of :func:`leaderboard` in its order, missing values None."""
+    return _sorted_rows(map(_row, results.cells), results.manifest)
 
 
 def over_seeds(results: Results) -> pd.DataFrame:
@@ -227,7 +233,7 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return mean
     numbers = [name for name, column in COLUMNS.items() if column.kind == "number"]
     for name in numbers:
-        mean[name] = _strict_mean([row[name] for row in rows])
+        mean[name] = strict_mean([row[name] for row in rows])
     for metric in INTERVAL_METRICS:
         values = [row[metric] for row in rows]
         bounds = None if None in values else t_interval(values)
@@ -258,10 +264,10 @@ def _mean_of_means(values: list[tuple[str, float | None]]) -> float | None:
     by_attack: dict[str, list[float | None]] = {}
     for name, value in values:
         by_attack.setdefault(name, []).append(value)
-    return _strict_mean([_strict_mean(group) for group in by_attack.values()])
+    return strict_mean([strict_mean(group) for group in by_attack.values()])
 
 
-def _strict_mean(values: list[float | None]) -> float | None:
+def strict_mean(values: list[float | None]) -> float | None:
     """None as soon as one value is missing: a mean over fewer would not be comparable."""
     if not values or any(value is None for value in values):
         return None

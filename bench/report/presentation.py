@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,14 @@ from bench.report.formats import TextTable, number_text
 from bench.report.leaderboard import over_seeds, summary, varying_context
 from bench.report.schema import Results
 
-__all__ = ["leaderboard_table", "plain_table", "summary_table"]
+__all__ = [
+    "decimals",
+    "leaderboard_table",
+    "plain_table",
+    "state_notes",
+    "summary_table",
+    "threshold_note",
+]
 
 ABSENT = "–"
 REASON_LENGTH = 160
@@ -44,11 +52,10 @@ def leaderboard_table(results: Results) -> TextTable:
     context = varying_context(frame) if len(frame) else []
     repeated = len(frame) > 0 and len(results.manifest.seeds) > 1
     headers, rows = [], []
-    further = results.manifest.table("leaderboard", "columns", [])
-    caption = results.manifest.table("leaderboard", "caption", "")
+    settings = results.manifest.declared.leaderboard
     for row in frame.to_dict("records"):
         shown = _readable(row, context, repeated)
-        shown |= {name.replace("_", " "): _further(row.get(name)) for name in further}
+        shown |= {name.replace("_", " "): _further(row.get(name)) for name in settings.columns}
         headers = list(shown)
         rows.append(tuple(shown.values()))
     texts = {"attack", "defense", "auxiliary", "status", "verdict/twin", *context}
@@ -56,13 +63,13 @@ def leaderboard_table(results: Results) -> TextTable:
         name="leaderboard",
         title=f"Leaderboard, profile {results.manifest.profile}",
         notes=(
-            *_state(results),
-            *([caption] if caption else []),
+            *state_notes(results),
+            *([settings.caption] if settings.caption else []),
             *(_leaderboard_notes(frame, results) if rows else ()),
         ),
         headers=tuple(headers),
         rows=tuple(rows),
-        numeric=frozenset(headers) - texts,
+        numeric=_positions(headers, set(headers) - texts),
         rules_before=_group_starts([row["attack"] for row in frame.to_dict("records")]),
     )
 
@@ -91,10 +98,10 @@ def summary_table(results: Results) -> TextTable:
     return TextTable(
         name="summary",
         title=f"Averages over attacks, profile {results.manifest.profile}",
-        notes=(*_state(results), note),
+        notes=(*state_notes(results), note),
         headers=headers,
         rows=rows,
-        numeric=frozenset(headers) - {"encoder", "defense", "missing"},
+        numeric=_positions(headers, set(headers) - {"encoder", "defense", "missing"}),
         rules_before=_group_starts(list(frame["encoder"])),
     )
 
@@ -107,14 +114,14 @@ def plain_table(name: str, frame: pd.DataFrame, results: Results) -> TextTable:
         )
         for row in frame.to_dict("records")
     )
-    numeric = frozenset(c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c].dtype))
+    numeric = {c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c].dtype)}
     return TextTable(
         name=name,
         title=f"{name.capitalize()}, profile {results.manifest.profile}",
-        notes=_state(results),
+        notes=state_notes(results),
         headers=tuple(frame.columns),
         rows=rows,
-        numeric=numeric,
+        numeric=_positions(tuple(frame.columns), numeric),
     )
 
 
@@ -140,16 +147,16 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
         "CA/twin": _pair(row["clean_accuracy"], row["clean_accuracy_twin"]),
         "ASR/twin": _pair(row["attack_success_rate"], row["attack_success_rate_twin"]),
         "verdict/twin": _verdicts(row["encoder_verdict"], row["encoder_verdict_twin"]),
-        "fit s": _decimals(row["fit_seconds"], 1),
-        "ms/img": _decimals(row["score_ms_per_image"], 2),
+        "fit s": decimals(row["fit_seconds"], 1),
+        "ms/img": decimals(row["score_ms_per_image"], 2),
     }
 
 
 def _further(value: Any) -> str:
-    return _decimals(value, 3) if isinstance(value, float) else number_text(value)
+    return decimals(value, 3) if isinstance(value, float) else number_text(value)
 
 
-def _state(results: Results) -> tuple[str, ...]:
+def state_notes(results: Results) -> tuple[str, ...]:
     """What keeps cells out of the tables, if anything does."""
     if results.manifest.smoke:
         return ("This was a smoke run (--limit-steps): its cells enter no table.",)
@@ -161,10 +168,24 @@ def _state(results: Results) -> tuple[str, ...]:
     return ()
 
 
-def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]:
-    rules = sorted({rule for rule in frame["threshold_source"] if rule})
+def threshold_note(results: Results, rule: str | None = None, fpr: float | None = None) -> str:
+    """How thresholds were chosen: by the protocol, or by a table's own rule."""
+    rules = {rule} if rule else {cell.row["threshold_source"] for cell in results.cells} - {""}
+    if "median-test" in rules:
+        return (
+            "Thresholds: the median of all test scores, clean and triggered, the published rule; "
+            "it looks at the test set and assumes that half of it is triggered."
+        )
     nominal = {(cell.calibrated or {}).get("nominal_fpr") for cell in results.cells} - {None}
-    rates = " or ".join(f"{rate:.3g}" for rate in sorted(nominal)) or "stated"
+    rates = " or ".join(f"{rate:.3g}" for rate in sorted({fpr} if fpr else nominal)) or "stated"
+    return (
+        f"Thresholds were chosen on clean data at a nominal false positive rate of {rates}, never "
+        f"on test scores (rule: {', '.join(sorted(rules)) or 'none'}); each defense has one "
+        "setting for all attacks."
+    )
+
+
+def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]:
     repeated = len(results.manifest.seeds) > 1
     notes = [
         "Sorted within each attack by vs decoy, then delta; rows that are not ok come last.",
@@ -175,9 +196,7 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "what only a detector of the backdoor itself can win. On twin: the same without the "
         "backdoor; 0.5 where the decoy is as conspicuous as the trigger, below it where it is more "
         "so and vs decoy is hard to win.",
-        f"Thresholds were chosen on clean data at a nominal false positive rate of {rates}, never "
-        f"on test scores (TPR/FPR cal.; rule: {', '.join(rules) or 'none'}); each defense "
-        "has one setting for all attacks. TPR@1% and TPR@5% are read off the ROC curve.",
+        f"TPR/FPR cal.: {threshold_note(results)} TPR@1% and TPR@5% are read off the ROC curve.",
         "Validity gate (not for controls): ASR >= 0.8, at least 0.5 above the twin's, clean "
         "accuracy within 0.05 of the twin's. 0.3 <= ASR < 0.8 is attack-weak, below that "
         "attack-invalid; both stay outside averages.",
@@ -218,6 +237,10 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
     ]
 
 
+def _positions(headers: Sequence[str], names: Collection[str]) -> frozenset[int]:
+    return frozenset(i for i, name in enumerate(headers) if name in names)
+
+
 def _group_starts(labels: list[str]) -> frozenset[int]:
     return frozenset(i for i in range(1, len(labels)) if labels[i] != labels[i - 1])
 
@@ -225,19 +248,19 @@ def _group_starts(labels: list[str]) -> frozenset[int]:
 def _summary_text(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return number_text(value)
-    return _decimals(value, {"fit_seconds": 1, "score_ms_per_image": 2}.get(name, 3))
+    return decimals(value, {"fit_seconds": 1, "score_ms_per_image": 2}.get(name, 3))
 
 
 def _with_interval(row: Row, metric: str, sign: str = "") -> str:
     value, low, high = (row[name] for name in (metric, f"{metric}_low", f"{metric}_high"))
-    text = _decimals(value, 3, sign)
+    text = decimals(value, 3, sign)
     if any(math.isnan(bound) for bound in (value, low, high)):
         return text
-    return f"{text} [{_decimals(low, 3, sign)}, {_decimals(high, 3, sign)}]"
+    return f"{text} [{decimals(low, 3, sign)}, {decimals(high, 3, sign)}]"
 
 
 def _rate(value: float) -> str:
-    return _decimals(value, 3)
+    return decimals(value, 3)
 
 
 def _pair(first: float, second: float) -> str:
@@ -248,5 +271,6 @@ def _verdicts(victim: str, twin: str) -> str:
     return f"{victim or ABSENT}/{twin or ABSENT}" if victim or twin else ABSENT
 
 
-def _decimals(value: float, digits: int, sign: str = "") -> str:
+def decimals(value: float, digits: int, sign: str = "") -> str:
+    """``value`` with a fixed number of digits; a dash for nan."""
     return ABSENT if math.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.report.declared import Tables
 from bench.report.export import table_text
 from bench.report.schema import Manifest, load_manifest, load_results
 
-__all__ = ["REPORT_VERSION", "is_current", "render"]
+__all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"
@@ -57,6 +58,23 @@ def render(results_dir: Path) -> list[Path]:
     return [results_dir / name for name in (*written, RECORD)]
 
 
+def declare_tables(results_dir: Path, tables: Tables) -> None:
+    """Have the manifest declare ``tables``: what an experiment file says now, for stored cells.
+
+    Raises
+    ------
+    ReportError
+        When the manifest is missing or damaged.
+    """
+    path = Path(results_dir) / "manifest.json"
+    load_manifest(results_dir)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    wanted = tables.model_dump(mode="json", exclude_unset=True)
+    if document.get("tables") != wanted:
+        document["tables"] = wanted
+        _write(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+
+
 def is_current(results_dir: Path) -> bool:
     """Whether the stored cells are those of the last report and its files lie there unchanged.
 
@@ -78,7 +96,12 @@ def is_current(results_dir: Path) -> bool:
 
 def _contents(results_dir: Path) -> Iterator[tuple[str, bytes]]:
     results = load_results(results_dir)
-    for name, form, table in _TABLES:
+    declared = (
+        (f"tables/{table}.{suffix}", form, table)
+        for table in results.manifest.further_tables
+        for suffix, form in (("csv", "csv"), ("md", "markdown"), ("tex", "latex"))
+    )
+    for name, form, table in (*_TABLES, *declared):
         yield name, table_text(results, form, table).encode()
     if not results.cells:
         return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from bench.report.columns import (
     COLUMNS,
@@ -18,6 +20,7 @@ from bench.report.columns import (
     STATUSES,
     Column,
 )
+from bench.report.declared import DeclaredTable, Tables
 
 __all__ = [
     "CELL_SCHEMA",
@@ -67,9 +70,26 @@ class Manifest:
     smoke: bool = False
     tables: dict[str, Any] = field(default_factory=dict)
 
-    def table(self, name: str, setting: str, default: Any) -> Any:
-        """A setting of a table from the experiment file, or ``default``."""
-        return (self.tables.get(name) or {}).get(setting) or default
+    @property
+    def further_tables(self) -> dict[str, DeclaredTable]:
+        """The declared tables that belong to this profile, by name."""
+        return self.declared.of_profile(self.profile)
+
+    @cached_property
+    def declared(self) -> Tables:
+        """The tables of the experiment file.
+
+        Raises
+        ------
+        ReportError
+            When the manifest holds something else under ``tables``.
+        """
+        try:
+            return Tables.model_validate(self.tables)
+        except ValidationError as error:
+            details = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in ("tables", *details["loc"]))
+            raise ReportError(f"manifest.json: damaged, {where}: {details['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,8 @@ class StoredCell:
         Metric name -> [low, high], the test-sampling interval.
     decoy
         The decoy used and the candidates tried; empty when there was none.
+    chosen
+        ``rule`` and ``nominal_fpr`` of the threshold behind the row's calibrated rates.
     encoders
         ``victim`` and ``twin`` -> the key of the encoder; empty in cells of earlier versions.
     path
@@ -113,6 +135,7 @@ class StoredCell:
     provenance: dict[str, Any] = field(default_factory=dict)
     trigger: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
     analysis: bool = False
     reduced: str = ""
@@ -132,11 +155,31 @@ class StoredCell:
 
     @property
     def calibrated(self) -> dict[str, Any] | None:
-        """The entry of ``thresholds`` behind ``tpr_calibrated`` and ``fpr_calibrated``."""
+        """The entry of ``thresholds`` behind ``tpr_calibrated`` and ``fpr_calibrated``.
+
+        A cell of an earlier version does not name it: then the one with these rates, of several
+        the one with the highest nominal rate.
+        """
         names = ("threshold_source", "tpr_calibrated", "fpr_calibrated")
         wanted = tuple(self.row[name] for name in names)
+        found = [
+            entry
+            for entry in self.thresholds
+            if (entry.get("rule"), entry.get("tpr"), entry.get("fpr")) == wanted
+        ]
+        named = self.chosen.get("nominal_fpr")
+        return next(
+            (entry for entry in found if entry.get("nominal_fpr") == named),
+            max(found, key=lambda entry: entry.get("nominal_fpr") or 0, default=None),
+        )
+
+    def threshold(self, rule: str | None, nominal_fpr: float | None) -> dict[str, Any] | None:
+        """The entry of ``thresholds`` for a rule and a nominal rate; the row's own where None."""
+        chosen = self.calibrated or {}
+        rule = rule or chosen.get("rule")
+        wanted = None if rule == "median-test" else nominal_fpr or chosen.get("nominal_fpr")
         for entry in self.thresholds:
-            if (entry.get("rule"), entry.get("tpr"), entry.get("fpr")) == wanted:
+            if (entry.get("rule"), entry.get("nominal_fpr")) == (rule, wanted):
                 return entry
         return None
 
@@ -301,6 +344,7 @@ def _load_cell(path: Path) -> StoredCell:
         provenance=document.get("provenance") or {},
         trigger=document.get("trigger") or {},
         encoders=document.get("encoders") or {},
+        chosen=document.get("calibrated") or {},
         reference=bool(document.get("reference", False)),
         analysis=bool(document.get("analysis", False)),
         reduced=str(document.get("reduced", "")),

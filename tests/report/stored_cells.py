@@ -205,7 +205,36 @@ def write_cell(
     return key
 
 
-def write_manifest(folder: Path, attacks, defenses, keys, seeds=(0,), smoke: bool = False) -> None:
+DECLARED: dict[str, Any] = {
+    "detection": {
+        "columns": "defense",
+        "metrics": ["tpr", "fpr", "auroc"],
+        "controls": ["auroc_placebo", "auroc_decoy"],
+        "best": {"auroc": "highest"},
+        "average": True,
+    },
+    "costs": {
+        "rows": "defense",
+        "metrics": ["fit_seconds", "score_ms_per_image"],
+        "aggregate": "median",
+    },
+    "encoders": {"kind": "encoders"},
+    "differences": {"kind": "differences", "against": "knn"},
+    "ranks": {"kind": "ranks", "metric": "auroc"},
+    "reported": {"kind": "reported"},
+}
+"""A table of every kind."""
+
+
+def write_manifest(
+    folder: Path,
+    attacks,
+    defenses,
+    keys,
+    seeds=(0,),
+    smoke: bool = False,
+    tables: Mapping[str, Any] = DECLARED,
+) -> None:
     """Store the manifest that lists ``keys``."""
     document = {
         "profile": "quick",
@@ -217,6 +246,7 @@ def write_manifest(folder: Path, attacks, defenses, keys, seeds=(0,), smoke: boo
         "hardware": {},
         "versions": {},
         "smoke": smoke,
+        "tables": dict(tables),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 
 import pytest
-from stored_cells import write_cell, write_manifest
+from stored_cells import DECLARED, write_cell, write_manifest
 
-from bench.report.export import FORMATS, TABLES, export
+from bench.report.declared import BUILT_IN
+from bench.report.export import FORMATS, export
 from bench.report.formats import escape_latex, escape_markdown
 
+TABLES = (*BUILT_IN, *DECLARED)
 LABEL = r"a_b & <script>|$x$ =1+1"
 HOSTILE = r"=cmd|'/c'! 50% #1 {x} \input{y} ~^ [z] 漢 “q” *b* `c` ü"
 
@@ -55,7 +57,7 @@ def test_latex_tables_compile(hostile, tmp_path):
     for table in TABLES:
         (work / f"{table}.tex").write_text(export(hostile, "latex", table), encoding="utf-8")
     (work / "main.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx,xcolor}\n\\begin{document}\n"
         "\\listoftables\n"
         + "".join(f"\\input{{{table}}}\n" for table in TABLES)
         + "\\end{document}\n",

@@ -242,5 +242,5 @@ def test_unknown_names_are_answered_with_the_valid_ones_and_the_nearest(make_res
     folder = make_results()
     with pytest.raises(ValueError, match=r"unknown format 'markdwn'.*did you mean 'markdown'"):
         export(folder, "markdwn")
-    with pytest.raises(ValueError, match=r"unknown table 'x', valid: leaderboard, summary"):
+    with pytest.raises(ValueError, match=r"unknown table 'x'; valid: cells, costs"):
         export(folder, "csv", "x")

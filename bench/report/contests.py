@@ -1,0 +1,257 @@
+"""Defenses against each other: paired differences per attack, mean ranks over all blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.evaluation.bootstrap import percentile_interval
+from bench.evaluation.ranking import Ranking, compare_over_blocks
+from bench.report.declared import DeclaredTable
+from bench.report.formats import TextTable
+from bench.report.leaderboard import attack_columns, plain_rows, strict_mean
+from bench.report.presentation import ABSENT, decimals, state_notes
+from bench.report.schema import Results, StoredCell
+
+__all__ = ["differences_frame", "differences_text", "ranking", "ranks_frame", "ranks_text"]
+
+NAMES = {
+    "auroc": "AUROC",
+    "auroc_delta": "AUROC minus placebo",
+    "auroc_vs_decoy": "AUROC vs decoy",
+}
+_DIFFERENCE_COLUMNS = (
+    *("attack", "defense", "against", "status", "seeds", "value", "value_against"),
+    *("difference", "low", "high"),
+)
+
+
+def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
+    """``metric`` of every defense minus that of ``against``, per attack, seeds averaged.
+
+    ``low`` and ``high``: 95 % interval of the difference over source images, paired, from the
+    draws that all defenses share; the same draws serve every seed. Empty where a cell is of an
+    earlier version, which kept no draws.
+    """
+    groups, seeds = _by_attack(table, results), results.manifest.seeds
+    records = []
+    for attack, defenses in groups.items():
+        base = defenses.get(table.against or "", {})
+        for defense, cells in defenses.items():
+            shared = [seed for seed in cells if seed in base]
+            if defense == table.against or not shared:
+                continue
+            mine, other = [cells[s] for s in shared], [base[s] for s in shared]
+            worst = [cell.status for cell in (*mine, *other) if cell.status != "ok"]
+            value, against = (
+                strict_mean([cell.row[table.metric] for cell in found]) for found in (mine, other)
+            )
+            low, high = _interval(mine, other, table.metric)
+            difference = None if None in (value, against) else value - against
+            records.append(
+                {
+                    "attack": attack,
+                    "defense": defense,
+                    "against": table.against,
+                    "status": worst[0] if worst else "ok",
+                    "seeds": f"{len(shared)}/{len(seeds)}",
+                    "value": value,
+                    "value_against": against,
+                    "difference": difference,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    frame = pd.DataFrame(records, columns=list(_DIFFERENCE_COLUMNS), dtype=object)
+    return frame.astype(dict.fromkeys(_DIFFERENCE_COLUMNS[5:], float))
+
+
+def differences_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
+    """The differences for people; an asterisk where the interval leaves out zero."""
+    frame = differences_frame(table, results)
+    metric = NAMES[table.metric]
+    headers = ("attack", "defense", metric, f"of {table.against}", "difference", "interval", "")
+    rows, styles = [], {}
+    for number, row in enumerate(frame.to_dict("records")):
+        interval, clear = ABSENT, ""
+        if not np.isnan(row["low"]):
+            interval = f"[{decimals(row['low'], 3, '+')}, {decimals(row['high'], 3, '+')}]"
+            clear = "*" if row["low"] > 0 or row["high"] < 0 else ""
+        invalid = "" if row["status"] == "ok" else f" ({row['status']})"
+        rows.append(
+            (
+                row["attack"] + invalid,
+                row["defense"],
+                decimals(row["value"], 3),
+                decimals(row["value_against"], 3),
+                decimals(row["difference"], 3, "+"),
+                interval,
+                clear,
+            )
+        )
+        if invalid:
+            styles |= {(number, i): frozenset({"dim"}) for i in range(2, 6)}
+    attacks = list(frame["attack"])
+    return TextTable(
+        name=name,
+        title=f"{metric} against {table.against}, profile {results.manifest.profile}",
+        notes=tuple(_difference_notes(table, frame, results)),
+        headers=headers,
+        rows=tuple(rows),
+        numeric=frozenset(range(2, 6)),
+        rules_before=frozenset(i for i in range(1, len(rows)) if attacks[i] != attacks[i - 1]),
+        styles=styles,
+    )
+
+
+def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranking | None, str]:
+    """Blocks x defenses, what follows from it, and what was left out.
+
+    A block is one (attack, data set, encoder) on which every defense has an ok cell in every seed;
+    seeds and downstream sets are averaged first. Controls, analyses and reduced rows stay outside.
+    """
+    cells = [
+        cell
+        for cell in results.cells
+        if table.wants(cell.row) and not (cell.control or cell.analysis or cell.reduced)
+    ]
+    values: dict[tuple[str, ...], dict[str, list[float | None]]] = {}
+    for cell in cells:
+        row = cell.row
+        block = values.setdefault((row["attack"], row["dataset"], row["encoder"]), {})
+        value = row[table.metric] if cell.status == "ok" else None
+        block.setdefault(row["defense"], []).append(value)
+    seeds = len(results.manifest.seeds)
+    defenses = list(dict.fromkeys(cell.row["defense"] for cell in cells))
+    means: dict[tuple[str, ...], dict[str, float | None]] = {}
+    for block, found in values.items():
+        lists = {d: found.get(d, []) for d in defenses}
+        means[block] = {d: strict_mean(v) if len(v) >= seeds else None for d, v in lists.items()}
+    valid = [b for b, row in means.items() if any(v is not None for v in row.values())]
+    whole = [b for b in valid if None not in means[b].values()]
+    scores = pd.DataFrame([means[b] for b in whole], columns=defenses, dtype=float)
+    scores.index = pd.Index([" / ".join(b) for b in whole], dtype=object)
+    left = [b[0] for b in valid if b not in whole]
+    said = f"Left out, because some defense has no value there: {', '.join(left)}." if left else ""
+    return scores, compare_over_blocks(scores) if len(scores) else None, said
+
+
+def ranks_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
+    """Defense, mean rank, mean of the metric, number of blocks; best first."""
+    scores, found, _ = ranking(table, results)
+    if found is None:
+        return pd.DataFrame(columns=["defense", "mean_rank", table.metric, "blocks"])
+    frame = pd.DataFrame(
+        {"mean_rank": found.ranks, table.metric: scores.mean(), "blocks": found.blocks}
+    )
+    frame = frame.sort_values(["mean_rank"], kind="stable").rename_axis("defense").reset_index()
+    return frame.astype({"blocks": "Int64"})
+
+
+def ranks_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
+    """Mean ranks for people, with the tests or the reason why there are none."""
+    frame = ranks_frame(table, results)
+    scores, found, left = ranking(table, results)
+    notes = list(state_notes(results))
+    if table.caption:
+        notes.append(table.caption)
+    notes.append("Ranks by a metric without a threshold; 1 is the best, ties share.")
+    if found is None:
+        notes.append("No attack on which every defense has a valid value in every seed.")
+    elif found.reason:
+        blocks = ", ".join(str(block) for block in scores.index)
+        notes.append(f"No tests and no critical-difference diagram: {found.reason} ({blocks}).")
+    else:
+        notes += _tested(found)
+    return TextTable(
+        name=name,
+        title=f"Mean ranks by {NAMES[table.metric]}, profile {results.manifest.profile}",
+        notes=(*notes, *([left] if left else [])),
+        headers=("defense", "mean rank", f"mean {NAMES[table.metric]}", "blocks"),
+        rows=tuple(
+            (
+                row["defense"],
+                decimals(row["mean_rank"], 2),
+                decimals(row[table.metric], 3),
+                str(row["blocks"]),
+            )
+            for row in frame.to_dict("records")
+        ),
+        numeric=frozenset({1, 2, 3}),
+    )
+
+
+def _tested(found: Ranking) -> Iterable[str]:
+    yield f"Friedman's test over {found.blocks} blocks: p = {found.friedman_p:.2g}."
+    p_values = found.p_values
+    assert p_values is not None
+    names = list(p_values.columns)
+    clear = [
+        f"{first} and {second} ({p_values.loc[first, second]:.2g})"
+        for place, first in enumerate(names)
+        for second in names[place + 1 :]
+        if p_values.loc[first, second] < 0.05
+    ]
+    yield (
+        "Pairs that differ at 0.05 by Wilcoxon's signed-rank test with Holm's bound: "
+        f"{', '.join(clear) or 'none'}."
+    )
+
+
+def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Iterable[str]:
+    yield from state_notes(results)
+    if table.caption:
+        yield table.caption
+    yield "AUROC needs no threshold; none was chosen."
+    yield (
+        "Intervals: 95 %, over source images, paired: both defenses see the same draws of the same "
+        "images. *: zero lies outside. Not corrected for the number of rows."
+    )
+    if len(results.manifest.seeds) > 1:
+        yield "Seeds are averaged; intervals do not cover the variation between them."
+    if len(frame) and frame["low"].isna().any():
+        yield f"{ABSENT}: a cell of an earlier version kept no draws; rerun it for an interval."
+    if not len(frame):
+        yield f"No cell of {table.against} to compare with."
+
+
+def _by_attack(
+    table: DeclaredTable, results: Results
+) -> dict[str, dict[str, dict[int, StoredCell]]]:
+    """Attack column -> defense -> seed -> measured cell, in leaderboard order."""
+    cells = {cell.key: cell for cell in results.cells}
+    rows = plain_rows(results)
+    columns = attack_columns(rows)
+    groups: dict[str, dict[str, dict[int, StoredCell]]] = {}
+    for row in rows:
+        cell = cells[row["key"]]
+        wanted = table.wants(row) or row["defense"] == table.against
+        if wanted and cell.measured and not cell.control:
+            attack = groups.setdefault(columns[cell.key], {})
+            attack.setdefault(row["defense"], {})[cell.seed] = cell
+    return groups
+
+
+def _interval(mine: list[StoredCell], other: list[StoredCell], metric: str) -> tuple[float, float]:
+    pairs = []
+    for first, second in zip(mine, other, strict=True):
+        draws = [_draws(cell, metric) for cell in (first, second)]
+        if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
+            return (np.nan, np.nan)
+        pairs.append(draws[0] - draws[1])
+    if len({len(draws) for draws in pairs}) != 1:
+        return (np.nan, np.nan)
+    return percentile_interval(np.mean(pairs, axis=0))
+
+
+def _draws(cell: StoredCell, metric: str) -> np.ndarray | None:
+    stored = cell.draws()
+    if metric == "auroc_delta":
+        if not {"auroc", "auroc_placebo"} <= set(stored):
+            return None
+        return stored["auroc"].astype(np.float64) - stored["auroc_placebo"]
+    found: Any = stored.get(metric)
+    return None if found is None else found.astype(np.float64)

@@ -1,0 +1,172 @@
+"""What encoder detectors say: of every encoder, and counted over clean and backdoored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from bench.report.declared import DeclaredTable
+from bench.report.formats import TextTable
+from bench.report.presentation import ABSENT, decimals, state_notes
+from bench.report.schema import Results
+
+__all__ = ["FEWEST_ENCODERS", "encoders_frame", "encoders_text"]
+
+FEWEST_ENCODERS = 5
+"""With fewer clean or fewer backdoored encoders there are counts and no AUROC."""
+
+_COLUMNS = (
+    *("defense", "encoder", "backdoored", "flagged", "clean", "false_alarms"),
+    *("accuracy", "auroc", "not_counted"),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One encoder under one detector."""
+
+    defense: str
+    encoder: str
+    attack: str
+    seed: int
+    backdoored: bool
+    score: float
+    verdict: str
+
+
+def judged_encoders(table: DeclaredTable, results: Results) -> tuple[list[Judged], dict[Any, int]]:
+    """Every encoder that a detector scored, each once, and how many victims do not count.
+
+    Victims of valid attacks are the backdoored ones, clean twins and the control's encoder the
+    clean ones. Victims of attacks that fail the gate are neither, nor are reduced runs.
+    """
+    found: dict[tuple[Any, ...], Judged] = {}
+    passed_over: dict[Any, int] = {}
+    for cell in results.cells:
+        row = cell.row
+        if not (table.wants(row) and cell.measured and row["encoder_score"] is not None):
+            continue
+        if cell.analysis or cell.reduced:
+            continue
+        where = (row["defense"], row["encoder"])
+        roles = [("victim", "", not cell.control), ("twin", "_twin", False)]
+        for role, suffix, backdoored in roles:
+            score = row[f"encoder_score{suffix}"]
+            if score is None:
+                continue
+            if backdoored and cell.status != "ok":
+                passed_over[where] = passed_over.get(where, 0) + 1
+                continue
+            # Cells of earlier versions do not name their encoders; equal scores then mean one.
+            key = (*where, cell.encoders.get(role, f"{row['seed']}/{score!r}"))
+            verdict = row[f"encoder_verdict{suffix}"]
+            found.setdefault(
+                key, Judged(*where, row["attack"], row["seed"], backdoored, score, verdict)
+            )
+    return list(found.values()), passed_over
+
+
+def encoders_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
+    """One row per encoder detector and architecture: encoders flagged, of how many.
+
+    ``accuracy`` is over both kinds; ``auroc`` is that of the score, empty below
+    :data:`FEWEST_ENCODERS` of either kind. ``not_counted``: victims of attacks that do not work.
+    """
+    judged, passed_over = judged_encoders(table, results)
+    groups: dict[tuple[str, str], list[Judged]] = {}
+    for one in judged:
+        groups.setdefault((one.defense, one.encoder), []).append(one)
+    records = []
+    for (defense, encoder), members in groups.items():
+        bad = [one for one in members if one.backdoored]
+        good = [one for one in members if not one.backdoored]
+        ruled = all(one.verdict for one in members)
+        flagged, alarms = (sum(one.verdict == "backdoored" for one in kind) for kind in (bad, good))
+        right = flagged + len(good) - alarms
+        enough = min(len(bad), len(good)) >= FEWEST_ENCODERS
+        records.append(
+            {
+                "defense": defense,
+                "encoder": encoder,
+                "backdoored": len(bad),
+                "flagged": flagged if ruled else None,
+                "clean": len(good),
+                "false_alarms": alarms if ruled else None,
+                "accuracy": right / len(members) if ruled else None,
+                "auroc": _auroc(bad, good) if enough else None,
+                "not_counted": passed_over.get((defense, encoder), 0),
+            }
+        )
+    frame = pd.DataFrame(records, columns=list(_COLUMNS), dtype=object)
+    for name in ("backdoored", "flagged", "clean", "false_alarms", "not_counted"):
+        frame[name] = frame[name].astype("Int64")
+    return frame.astype({"accuracy": float, "auroc": float})
+
+
+def encoders_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
+    """The counts for people, then every encoder with its score."""
+    frame = encoders_frame(table, results)
+    headers = ("defense", "encoder", "backdoored: flagged", "clean: flagged", "accuracy", "AUROC")
+    rows = [
+        (
+            row["defense"],
+            row["encoder"],
+            _of(row["flagged"], row["backdoored"]),
+            _of(row["false_alarms"], row["clean"]),
+            ABSENT if pd.isna(row["accuracy"]) else decimals(row["accuracy"], 3),
+            ABSENT if pd.isna(row["auroc"]) else decimals(row["auroc"], 3),
+        )
+        for row in frame.to_dict("records")
+    ]
+    return TextTable(
+        name=name,
+        title=f"Verdicts on encoders, profile {results.manifest.profile}",
+        notes=tuple(_notes(table, frame, results)),
+        headers=headers,
+        rows=tuple(rows),
+        numeric=frozenset(range(2, len(headers))),
+    )
+
+
+def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Iterable[str]:
+    yield from state_notes(results)
+    if table.caption:
+        yield table.caption
+    yield (
+        "Thresholds are each method's own, published or fitted on clean images, and the same for "
+        "all attacks. Every encoder counts once: victims of attacks that pass the validity gate, "
+        "and the clean encoders beside them."
+    )
+    few = frame["auroc"].isna().any() if len(frame) else False
+    if few:
+        yield (
+            f"No AUROC below {FEWEST_ENCODERS} clean and {FEWEST_ENCODERS} backdoored encoders: "
+            "counts only."
+        )
+    if len(frame) and frame["not_counted"].sum():
+        yield f"Not counted: victims of attacks that fail the gate ({frame['not_counted'].sum()})."
+    judged, _ = judged_encoders(table, results)
+    repeated = len(results.manifest.seeds) > 1
+    for (defense, encoder), *_ in dict.fromkeys(((one.defense, one.encoder),) for one in judged):
+        mine = [one for one in judged if (one.defense, one.encoder) == (defense, encoder)]
+        said = ", ".join(_described(one, repeated) for one in mine)
+        yield f"{defense} on {encoder}, score (higher is more suspicious): {said}."
+
+
+def _described(one: Judged, repeated: bool) -> str:
+    who = one.attack if one.backdoored else f"clean encoder of {one.attack}"
+    seed = f", seed {one.seed}" if repeated else ""
+    return f"{who}{seed} {one.score:.3f}{f' ({one.verdict})' if one.verdict else ''}"
+
+
+def _of(count: Any, total: Any) -> str:
+    return f"{ABSENT if pd.isna(count) else count} of {total}"
+
+
+def _auroc(bad: list[Judged], good: list[Judged]) -> float:
+    truth = [1] * len(bad) + [0] * len(good)
+    return float(roc_auc_score(truth, [one.score for one in (*bad, *good)]))
