@@ -195,6 +195,29 @@ def export(
         write_atomically(output, text)
 
 
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="a results folder, or a profile's name")],
+    run_b: Annotated[str, typer.Argument(help="another one")],
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    results: ResultsOption = None,
+) -> None:
+    """Say what moved between two runs beyond its interval, and why it may have."""
+    from bench.report.compare import compare as compared
+    from bench.report.compare import comparison_text
+
+    folders = (
+        Path(name) if Path(name).is_dir() else _results(config, name, results)
+        for name in (run_a, run_b)
+    )
+    found = compared(*folders)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=1))
+    else:
+        typer.echo(comparison_text(found), nl=False)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="what to list")],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.report.declared import Tables
 from bench.report.export import table_text
-from bench.report.schema import Manifest, load_manifest, load_results
+from bench.report.schema import Manifest, load_manifest, load_results, read_manifest_document
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
@@ -66,13 +66,12 @@ def declare_tables(results_dir: Path, tables: Tables) -> None:
     ReportError
         When the manifest is missing or damaged.
     """
-    path = Path(results_dir) / "manifest.json"
-    load_manifest(results_dir)
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_manifest_document(results_dir)
     wanted = tables.model_dump(mode="json", exclude_unset=True)
     if document.get("tables") != wanted:
         document["tables"] = wanted
-        _write(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+        content = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        _write(Path(results_dir) / "manifest.json", content.encode())
 
 
 def is_current(results_dir: Path) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "load_cells",
     "load_manifest",
     "load_results",
+    "read_manifest_document",
 ]
 
 CELL_SCHEMA = 1
@@ -265,6 +266,20 @@ class Results:
     unfinished: int = 0
 
 
+def read_manifest_document(results_dir: Path) -> dict[str, Any]:
+    """``manifest.json`` as it is stored, with the configuration and the machine.
+
+    Raises
+    ------
+    ReportError
+        When it is missing or no JSON object.
+    """
+    path = Path(results_dir) / "manifest.json"
+    if not path.exists():
+        raise ReportError(f"{path}: not found; `bench run` writes it")
+    return _read_json(path)
+
+
 def load_manifest(results_dir: Path) -> Manifest:
     """Read ``manifest.json``.
 
@@ -274,9 +289,7 @@ def load_manifest(results_dir: Path) -> Manifest:
         When it is missing or damaged.
     """
     path = Path(results_dir) / "manifest.json"
-    if not path.exists():
-        raise ReportError(f"{path}: not found; `bench run` writes it")
-    document = _read_json(path)
+    document = read_manifest_document(results_dir)
     try:
         return Manifest(
             profile=str(document["profile"]),
