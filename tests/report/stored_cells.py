@@ -141,9 +141,11 @@ def write_cell(
     figures: bool = False,
     transductive: bool = False,
     row: Mapping[str, Any] | None = None,
+    **sections: Any,
 ) -> str:
-    """Store one cell under ``folder/cells`` and return its key."""
-    key = hashlib.sha256(f"{attack}/{defense}/{seed}/{row}".encode()).hexdigest()
+    """Store one cell under ``folder/cells`` and return its key; ``sections`` replace parts of
+    ``cell.json``."""
+    key = hashlib.sha256(f"{attack}/{defense}/{seed}/{row}/{sections}".encode()).hexdigest()
     generator = np.random.default_rng(int(key[:8], 16))
     path = folder / "cells" / key
     path.mkdir(parents=True)
@@ -201,6 +203,7 @@ def write_cell(
         "downstream": downstream,
         "intervals": intervals,
     }
+    document |= sections
     (path / "cell.json").write_text(json.dumps(document), encoding="utf-8")
     return key
 

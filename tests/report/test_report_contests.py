@@ -1,0 +1,233 @@
+"""Paired differences, ranks over blocks, verdicts on encoders, published figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stored_cells import write_cell, write_manifest
+
+from bench.report.contests import (
+    differences_frame,
+    differences_text,
+    ranking,
+    ranks_frame,
+    ranks_text,
+)
+from bench.report.declared import DeclaredTable
+from bench.report.reported import reported_figures, reported_frame, reported_text
+from bench.report.schema import load_results
+from bench.report.verdicts import encoders_frame, encoders_text
+
+AGAINST = DeclaredTable(kind="differences", against="b")
+RANKS = DeclaredTable(kind="ranks")
+
+
+def keep_draws(folder, key, **arrays):
+    np.savez(folder / "cells" / key / "draws.npz", **arrays)
+
+
+def results_of(folder, rows, seeds=(0,), **more):
+    """``rows``: (attack, defense, seed, row) each; one folder."""
+    keys = [write_cell(folder, a, d, s, row=row, **more) for a, d, s, row in rows]
+    attacks = list(dict.fromkeys(row[0] for row in rows))
+    defenses = list(dict.fromkeys(row[1] for row in rows))
+    write_manifest(folder, attacks, defenses, keys, seeds=seeds)
+    return keys
+
+
+def test_a_difference_is_paired_draw_by_draw(tmp_path):
+    common = np.random.default_rng(0).normal(0, 0.05, 500)
+    keys = results_of(tmp_path, [("x", "a", 0, {"auroc": 0.80}), ("x", "b", 0, {"auroc": 0.78})])
+    keep_draws(tmp_path, keys[0], auroc=0.80 + common)
+    keep_draws(tmp_path, keys[1], auroc=0.78 + common)
+    [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
+    assert row["difference"] == pytest.approx(0.02)
+    # Each alone varies by 0.05; together they move as one.
+    assert (row["low"], row["high"]) == (pytest.approx(0.02), pytest.approx(0.02))
+    text = differences_text("t", AGAINST, load_results(tmp_path))
+    assert text.rows == (("x", "a", "0.800", "0.780", "+0.020", "[+0.020, +0.020]", "*"),)
+
+
+def test_seeds_are_averaged_before_the_interval(tmp_path):
+    random = np.random.default_rng(1)
+    rows = [("x", d, s, {"auroc": v}) for s, (d, v) in enumerate((("a", 0.9), ("a", 0.7)))]
+    rows += [("x", "b", s, {"auroc": 0.5}) for s in (0, 1)]
+    keys = results_of(tmp_path, rows, seeds=(0, 1))
+    draws = [random.normal(m, 0.02, 400) for m in (0.9, 0.7, 0.5, 0.5)]
+    for key, values in zip(keys, draws, strict=True):
+        keep_draws(tmp_path, key, auroc=values)
+    [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
+    wanted = np.quantile((draws[0] + draws[1] - draws[2] - draws[3]) / 2, [0.025, 0.975])
+    assert (row["low"], row["high"]) == pytest.approx(tuple(wanted))
+    assert row["difference"] == pytest.approx(0.3)
+    assert row["seeds"] == "2/2"
+
+
+def test_only_seeds_that_both_have_are_compared(tmp_path):
+    rows = [("x", "a", s, {"auroc": 0.9 - 0.1 * s}) for s in (0, 1)]
+    results_of(tmp_path, [*rows, ("x", "b", 1, {"auroc": 0.5})], seeds=(0, 1))
+    [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
+    assert (row["value"], row["seeds"]) == (0.8, "1/2")
+
+
+def test_cells_without_draws_have_no_interval_and_the_notes_say_why(tmp_path):
+    results_of(tmp_path, [("x", "a", 0, {}), ("x", "b", 0, {})])
+    text = differences_text("t", AGAINST, load_results(tmp_path))
+    assert text.rows[0][5:] == ("–", "")
+    assert "kept no draws" in " ".join(text.notes)
+
+
+def test_delta_needs_the_draws_of_the_placebo(tmp_path):
+    table = DeclaredTable(kind="differences", against="b", metric="auroc_delta")
+    keys = results_of(tmp_path, [("x", "a", 0, {}), ("x", "b", 0, {})])
+    keep_draws(tmp_path, keys[0], auroc=np.full(9, 0.9), auroc_placebo=np.full(9, 0.6))
+    keep_draws(tmp_path, keys[1], auroc=np.full(9, 0.8), auroc_placebo=np.full(9, 0.7))
+    [row] = differences_frame(table, load_results(tmp_path)).to_dict("records")
+    assert (row["low"], row["high"]) == pytest.approx((0.2, 0.2))
+    keep_draws(tmp_path, keys[1], auroc=np.full(9, 0.8))
+    [row] = differences_frame(table, load_results(tmp_path)).to_dict("records")
+    assert np.isnan(row["low"])
+
+
+def test_without_the_other_side_there_are_no_rows(tmp_path):
+    results_of(tmp_path, [("x", "a", 0, {})])
+    text = differences_text("t", AGAINST, load_results(tmp_path))
+    assert text.rows == ()
+    assert "No cell of b to compare with." in text.notes
+
+
+def matrix(attacks, missing=()):
+    """Three defenses on ``attacks`` blocks; c is worst everywhere."""
+    return [
+        (f"attack-{i}", d, 0, {"auroc": v + i / 1000})
+        for i in range(attacks)
+        for d, v in (("a", 0.9), ("b", 0.8), ("c", 0.6))
+        if (i, d) not in missing
+    ]
+
+
+def test_ranks_below_ten_blocks_say_why_there_are_no_tests(tmp_path):
+    results_of(tmp_path, matrix(3))
+    results = load_results(tmp_path)
+    assert list(ranks_frame(RANKS, results)["mean_rank"]) == [1, 2, 3]
+    text = ranks_text("ranks", RANKS, results)
+    assert "3 blocks, and the tests need 10" in " ".join(text.notes)
+    assert text.rows[0] == ("a", "1.00", "0.901", "3")
+
+
+def test_ranks_from_ten_blocks_on_come_with_tests(tmp_path):
+    results_of(tmp_path, matrix(10))
+    _, found, _ = ranking(RANKS, load_results(tmp_path))
+    assert found.blocks == 10
+    assert found.p_values.loc["a", "c"] < 0.05
+    notes = " ".join(ranks_text("ranks", RANKS, load_results(tmp_path)).notes)
+    assert "Friedman's test over 10 blocks: p = 4.5e-05." in notes
+    assert "a and c" in notes
+
+
+def test_a_block_counts_only_where_every_defense_is_ok(tmp_path):
+    results_of(tmp_path, matrix(4, missing={(2, "b")}))
+    scores, _, left = ranking(RANKS, load_results(tmp_path))
+    assert len(scores) == 3
+    assert "attack-2" in left
+
+
+def test_controls_and_invalid_attacks_are_no_blocks(make_results):
+    special = {("drupe", d): ("attack-weak", "ASR 0.5") for d in ("dede", "kmeans", "knn")}
+    scores, found, left = ranking(RANKS, load_results(make_results(special=special)))
+    assert list(scores.index) == ["badencoder / digits / resnet-simclr"]
+    assert (found.blocks, left) == (1, "")
+
+
+def test_seeds_are_one_block(tmp_path):
+    rows = [("x", d, s, {"auroc": v + s / 10}) for s in (0, 1) for d, v in (("a", 0.5), ("b", 0.4))]
+    results_of(tmp_path, rows, seeds=(0, 1))
+    scores, _, _ = ranking(RANKS, load_results(tmp_path))
+    assert scores.shape == (1, 2)
+    assert scores.iloc[0].to_dict() == pytest.approx({"a": 0.55, "b": 0.45})
+
+
+def judged(folder, count, scores=(0.9, 0.1), verdicts=("backdoored", "clean"), **cell):
+    keys = []
+    for i in range(count):
+        row = {
+            "encoder_score": scores[0] - i / 100,
+            "encoder_score_twin": scores[1] + i / 100,
+            "encoder_verdict": verdicts[0],
+            "encoder_verdict_twin": verdicts[1],
+        }
+        encoders = {"victim": f"v{i}", "twin": f"t{i}"}
+        keys.append(write_cell(folder, f"x{i}", "d", row=row, encoders=encoders, **cell))
+    write_manifest(folder, [f"x{i}" for i in range(count)], ["d"], keys)
+    return load_results(folder)
+
+
+ENCODERS = DeclaredTable(kind="encoders")
+
+
+def test_verdicts_are_counted_over_encoders(tmp_path):
+    [row] = encoders_frame(ENCODERS, judged(tmp_path, 3)).to_dict("records")
+    assert [row[n] for n in ("backdoored", "flagged", "clean", "false_alarms")] == [3, 3, 3, 0]
+    assert row["accuracy"] == 1
+    assert np.isnan(row["auroc"])
+    text = encoders_text("encoders", ENCODERS, load_results(tmp_path))
+    assert text.rows[0] == ("d", "resnet-simclr", "3 of 3", "0 of 3", "1.000", "–")
+    assert "counts only" in " ".join(text.notes)
+
+
+def test_from_five_of_each_kind_on_there_is_an_auroc(tmp_path):
+    [row] = encoders_frame(ENCODERS, judged(tmp_path, 5)).to_dict("records")
+    assert row["auroc"] == 1
+
+
+def test_a_shared_twin_counts_once(tmp_path):
+    row = dict.fromkeys(("encoder_score", "encoder_score_twin"), 0.2)
+    row |= {"encoder_verdict": "clean", "encoder_verdict_twin": "clean"}
+    keys = [
+        write_cell(tmp_path, a, "d", row=row, encoders={"victim": a, "twin": "shared"})
+        for a in ("x", "y")
+    ]
+    control = {"victim": "shared", "twin": "shared"}
+    keys.append(write_cell(tmp_path, "none", "d", row=row, control=True, encoders=control))
+    write_manifest(tmp_path, ["x", "y", "none"], ["d"], keys)
+    [row] = encoders_frame(ENCODERS, load_results(tmp_path)).to_dict("records")
+    assert (row["backdoored"], row["clean"]) == (2, 1)
+
+
+def test_victims_of_attacks_that_fail_the_gate_do_not_count(tmp_path):
+    results = judged(tmp_path, 2, status="attack-invalid", reason="ASR 0.1")
+    [row] = encoders_frame(ENCODERS, results).to_dict("records")
+    assert (row["backdoored"], row["clean"], row["not_counted"]) == (0, 2, 2)
+
+
+def test_scores_without_a_rule_have_no_accuracy(tmp_path):
+    [row] = encoders_frame(ENCODERS, judged(tmp_path, 2, verdicts=("", ""))).to_dict("records")
+    assert np.isnan(row["accuracy"])
+    assert row["flagged"] is None or str(row["flagged"]) == "<NA>"
+
+
+def test_every_published_figure_has_a_traceable_source_and_a_known_column():
+    from bench.report.columns import COLUMNS
+
+    figures = reported_figures()
+    assert len(figures) >= 8
+    for figure in figures:
+        assert figure.ours.metric in COLUMNS
+        assert "commit" in figure.source
+        assert figure.setting
+
+
+def test_published_figures_stand_beside_ours(tmp_path):
+    keys = [
+        write_cell(tmp_path, "clip-backdoor", "decree", row={"encoder_score": -0.089}),
+        write_cell(tmp_path, "badencoder", "dede-ood", row={"auroc_all": 0.97}),
+    ]
+    write_manifest(tmp_path, ["clip-backdoor", "badencoder"], ["decree", "dede-ood"], keys)
+    table = DeclaredTable(kind="reported")
+    frame = reported_frame(table, load_results(tmp_path))
+    ours = {(r["system"], r["metric"], r["published"]): r for r in frame.to_dict("records")}
+    assert ours["DeDe", "AUROC", 0.9813]["measured"] == 0.97
+    assert ours["DECREE", "PL1", 0.0187]["measured"] == pytest.approx(0.089)
+    assert ours["CTRL", "ASR", 0.9]["status"] == "not run"
+    text = reported_text("reported", table, load_results(tmp_path))
+    assert "github.com/tardisblue9/DeDe" in text.notes[-1]
