@@ -186,8 +186,12 @@ def export(
 ) -> None:
     """Print one table in one format, or write it to a file."""
     from bench.report.export import export as exported
+    from bench.report.export import table_names
     from bench.store import write_atomically
 
+    known = table_names(_file(config).config.tables.declared)
+    if table not in known:
+        raise InputError(f"unknown table {table!r}{nearest(table, known)}")
     text = exported(_results(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)

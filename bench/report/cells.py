@@ -36,11 +36,12 @@ def cells_json(results: Results) -> str:
 
 def _cell(cell: StoredCell) -> dict[str, Any]:
     flags = ("control", "transductive", "reference", "analysis", "reduced")
-    sections = ("thresholds", "downstream", "intervals", "trigger", "decoy", "encoders")
+    sections = ("intervals", "thresholds", "downstream", "trigger", "decoy", "encoders", "implant")
     return {
         "key": cell.key,
         **{name: getattr(cell, name) for name in flags},
         "row": cell.row,
+        "calibrated": cell.chosen,
         **{name: getattr(cell, name) for name in sections},
         "config": cell.config,
         "provenance": cell.provenance,

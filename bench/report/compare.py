@@ -20,6 +20,7 @@ METRICS = (
 """What is compared; the last two are judged by the intervals of the cell's own probe."""
 
 WORDS = ("status", "encoder_verdict", "encoder_verdict_twin")
+_EMPTY = (None, "", {}, [])
 _IDENTITY = ("attack", "defense", *CONTEXT, "seed")
 
 
@@ -116,7 +117,7 @@ def compare(first: Path, second: Path) -> Comparison:
 def comparison_text(found: Comparison) -> str:
     """The comparison for a terminal."""
     lines = [f"A: {found.runs[0]}", f"B: {found.runs[1]}", ""]
-    lines.append(f"{found.compared} cells in both")
+    lines.append("1 cell in both" if found.compared == 1 else f"{found.compared} cells in both")
     for name, cells in zip("AB", found.missing, strict=True):
         if cells:
             lines.append(f"only in {name}: {len(cells)} ({_listed(cells)})")
@@ -179,29 +180,20 @@ def _causes(before: StoredCell, after: StoredCell) -> tuple[str, ...]:
     if before.key == after.key:
         return ("the same key: nothing that the key covers differs, yet the numbers do",)
     causes = list(_changed(before.config, after.config))
-    stages = [
-        {(s["kind"], s["label"]): s["key"] for s in cell.provenance.get("stages", ())}
-        for cell in (before, after)
+    stages = [cell.provenance.get("stages", ()) for cell in (before, after)]
+    keys = {stage["key"] for stage in stages[0]}
+    new = [stage for stage in stages[1] if stage["key"] not in keys]
+    known = {stage["label"] for stage in stages[0] if stage["kind"] == "data"}
+    causes += [
+        f"data: {stage['label']} has other content or another preparation"
+        for stage in new
+        if stage["kind"] == "data" and stage["label"] in known
     ]
-    data = [
-        label
-        for (kind, label), key in stages[0].items()
-        if kind == "data" and stages[1].get((kind, label), key) != key
-    ]
-    causes += [f"data: {label} has other content or another preparation" for label in data]
-    first = next(
-        (
-            f"{kind} ({label})"
-            for (kind, label), key in stages[1].items()
-            if stages[0].get((kind, label)) != key
-        ),
-        None,
-    )
-    if first is not None:
-        causes.append(f"first stage that is not the same: {first}")
+    if new:
+        causes.append(f"first stage that is not the same: {new[0]['kind']} ({new[0]['label']})")
     for name in ("code_version", "environment", "versions", "hardware"):
-        pair = [{name: cell.provenance.get(name)} for cell in (before, after)]
-        causes += _changed(*pair)
+        pair = [cell.provenance.get(name) or {} for cell in (before, after)]
+        causes += _changed(*({name: value} for value in pair))
     return tuple(causes) or ("nothing that is recorded differs",)
 
 
@@ -216,12 +208,12 @@ def _changed(first: Any, second: Any, place: str = "") -> Iterator[str]:
         for name in dict.fromkeys([*first, *second]):
             inner = f"{place}.{name}" if place else str(name)
             yield from _changed(first.get(name), second.get(name), inner)
-    elif first != second:
+    elif first != second and not (first in _EMPTY and second in _EMPTY):
         yield f"{place}: {_short(first)} -> {_short(second)}"
 
 
 def _short(value: Any) -> str:
-    text = ABSENT if value is None else str(value)
+    text = ABSENT if value in _EMPTY else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -115,6 +115,8 @@ class StoredCell:
         Metric name -> [low, high], the test-sampling interval.
     decoy
         The decoy used and the candidates tried; empty when there was none.
+    implant
+        Figures of the attack's own training.
     chosen
         ``rule`` and ``nominal_fpr`` of the threshold behind the row's calibrated rates.
     encoders
@@ -137,6 +139,7 @@ class StoredCell:
     trigger: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
+    implant: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
     analysis: bool = False
     reduced: str = ""
@@ -358,6 +361,7 @@ def _load_cell(path: Path) -> StoredCell:
         trigger=document.get("trigger") or {},
         encoders=document.get("encoders") or {},
         chosen=document.get("calibrated") or {},
+        implant=document.get("implant") or {},
         reference=bool(document.get("reference", False)),
         analysis=bool(document.get("analysis", False)),
         reduced=str(document.get("reduced", "")),

@@ -73,6 +73,19 @@ from bench.errors import InputError
             "matrix.defenses[0].parameters: width 12 is not divisible by heads 5",
         ),
         (("tables",), {"leaderboard": {"columns": ["aurok"]}}, "", "did you mean 'auroc'?"),
+        (("tables",), {"t": {"metrics": ["aurok"]}}, "", "tables.t.metrics: unknown metric"),
+        (("tables",), {"t": {"metric": "auroc"}}, "", "a table of kind 'pivot' has no 'metric'"),
+        (("tables",), {"t": {"colums": "attack"}}, "", "tables.t.colums: unknown key"),
+        (("tables",), {"summary": {"metrics": ["auroc"]}}, "", "name of a built-in table"),
+        (("tables",), {"../t": {"metrics": ["auroc"]}}, "", "becomes a file name"),
+        (
+            ("tables",),
+            {"t": {"metrics": ["auroc"], "profiles": "tinny"}},
+            "tinny",
+            "tables.t.profiles[0]: unknown profile 'tinny'; did you mean 'tiny'?",
+        ),
+        (("profiles", "big"), {"extends": "tinny"}, "", "did you mean 'tiny'?"),
+        (("profiles", "big"), {"extends": "big"}, "", "big extends itself: big -> big"),
     ],
 )
 def test_mistake_in_the_file_is_named_with_line_and_key(
@@ -290,6 +303,15 @@ def test_unusable_dede_checkpoint_is_refused_with_line_and_key(
     error = refused("run")
     assert "matrix.defenses[0].parameters.checkpoint: " in error
     assert message in error
+
+
+def test_a_profile_may_extend_another(tiny, session_of):
+    tiny["profiles"]["large"] = {"extends": "tiny", "seeds": [3], "threads": 1}
+    tiny["profiles"]["larger"] = {"extends": "large", "pretraining": {"epochs": 2}}
+    tiny["default_profile"] = "larger"
+    profile = session_of(tiny).profile
+    assert (profile.seeds, profile.threads, profile.pretraining) == ((3,), 1, {"epochs": 2})
+    assert profile.splits == session_of({**tiny, "default_profile": "tiny"}).profile.splits
 
 
 def test_a_profile_may_have_a_matrix_of_its_own(tiny, session_of):
