@@ -31,6 +31,9 @@ __all__ = [
 SIGNIFICANT_DIGITS = 6
 """Of every float in CSV and JSON: more would be noise, and would differ between machines."""
 
+LONG_TEXT = 45
+"""Characters from which a LaTeX column becomes a paragraph."""
+
 ROWS_PER_FLOAT = 45
 """Of a LaTeX table: more do not fit a page."""
 
@@ -142,13 +145,11 @@ def to_markdown(table: TextTable) -> str:
 
 
 def to_latex(table: TextTable) -> str:
-    r"""``table`` floats to ``\input``; the preamble needs ``booktabs, graphicx, xcolor``.
+    r"""``table`` floats to ``\input``; the preamble needs ``array, booktabs, graphicx, xcolor``.
 
     Wide tables shrink to the line, long ones go on in further floats, each of a page at most.
     """
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx,xcolor}; table* or sidewaystable give more width"
-    ]
+    lines = [r"% needs \usepackage{array,booktabs,graphicx,xcolor}; table* gives more width"]
     pages = _pages(table)
     name = re.sub("[^a-z0-9-]", "-", table.name.lower())
     for number, rows in enumerate(pages, 1):
@@ -179,7 +180,7 @@ def _pages(table: TextTable) -> list[range]:
 
 
 def _latex_tabular(table: TextTable, rows: range) -> list[str]:
-    alignment = "".join("r" if i in table.numeric else "l" for i in range(len(table.headers)))
+    alignment = "".join(_latex_column(table, i) for i in range(len(table.headers)))
     lines = [
         r"\setlength{\tabcolsep}{3pt}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -255,6 +256,14 @@ def _html_cell(tag: str, text: str, numeric: bool, styles: frozenset[str] = froz
     classes = " ".join([*(["n"] if numeric else []), *sorted(styles)])
     attribute = f' class="{classes}"' if classes else ""
     return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
+
+
+def _latex_column(table: TextTable, position: int) -> str:
+    """Right, left, or a paragraph where a text is long."""
+    if position in table.numeric:
+        return "r"
+    longest = max((len(row[position]) for row in table.rows), default=0)
+    return r">{\raggedright\arraybackslash}p{6cm}" if longest > LONG_TEXT else "l"
 
 
 def _latex_groups(table: TextTable) -> list[str]:

@@ -134,11 +134,16 @@ def pivot(table: DeclaredTable, results: Results) -> Pivot:
         if all(place[0] != label for place in rows):
             rows[(label, *[ABSENT] * (len(fields) - 1))] = {}
     present = dict.fromkeys(column for row in rows.values() for column in row)
-    columns = tuple(dict.fromkeys([*_labels(table, table.columns, results), *present]))
-    references = {cell.row["defense"] for cell in cells if cell.reference}
-    if table.columns == "defense":
-        columns = tuple(sorted(columns, key=lambda label: label in references))
-    return Pivot(fields, rows, columns, frozenset(controls), encoders, _marks(cells))
+    columns = list(dict.fromkeys([*_labels(table, table.columns, results), *present]))
+    # The matrix's order, and what is for comparison only last: references, controls.
+    last = {cell.row["defense"] for cell in cells if cell.reference}
+    last |= {cell.row["attack"] for cell in cells if cell.control}
+    columns.sort(key=lambda label: label in last)
+    order = {label: i for i, label in enumerate(_labels(table, table.rows[0], results))}
+    rows = dict(
+        sorted(rows.items(), key=lambda item: (item[0][0] in last, order.get(item[0][0], 0)))
+    )
+    return Pivot(fields, rows, tuple(columns), frozenset(controls), encoders, _marks(cells))
 
 
 def pivot_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:

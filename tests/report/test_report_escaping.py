@@ -57,7 +57,7 @@ def test_latex_tables_compile(hostile, tmp_path):
     for table in TABLES:
         (work / f"{table}.tex").write_text(export(hostile, "latex", table), encoding="utf-8")
     (work / "main.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs,graphicx,xcolor}\n\\begin{document}\n"
+        "\\documentclass{article}\n\\usepackage{array,booktabs,graphicx,xcolor}\n\\begin{document}\n"
         "\\listoftables\n"
         + "".join(f"\\input{{{table}}}\n" for table in TABLES)
         + "\\end{document}\n",
