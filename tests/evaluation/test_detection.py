@@ -187,7 +187,9 @@ def test_rates_are_strict_and_nan_where_nothing_was_measured():
     assert (found.tpr, found.fpr, found.fpr_decoy) == (0.5, 0.5, 0.5)
     assert math.isnan(found.fpr_target_class)
     assert rates(1.0, [0.0, 2.0], [5.0], clean_target=[2.0]).fpr_target_class == 1.0
-    assert rates(math.inf, [0.0], [5.0]).tpr == 0.0
+    nothing, everything = (rates(at, [0.0, 1.0], [5.0, 6.0]) for at in (math.inf, -math.inf))
+    assert (nothing.tpr, nothing.fpr) == (0.0, 0.0)
+    assert (everything.tpr, everything.fpr) == (1.0, 1.0)
 
 
 def test_scores_that_are_not_finite_or_missing_are_refused():

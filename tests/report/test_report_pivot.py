@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from stored_cells import write_cell, write_manifest
+from stored_cells import DECLARED, write_cell, write_manifest
 
 from bench.report.columns import COLUMNS
-from bench.report.declared import RATES, DeclaredTable
+from bench.report.declared import BUILT_IN, RATES, DeclaredTable
+from bench.report.export import export
 from bench.report.pivot import SHORT, pivot, pivot_frame, pivot_text
 from bench.report.schema import load_results
 
@@ -223,3 +226,22 @@ def test_a_run_without_cells_gives_a_table_that_says_so(make_results):
 def test_declarations_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DeclaredTable.model_validate(settings)
+
+
+@pytest.mark.parametrize("status", ["ok", "attack-weak", "failed", "skipped"])
+@pytest.mark.parametrize("form", ["csv", "json", "markdown", "latex", "html"])
+def test_a_run_of_one_cell_gives_every_table(tmp_path, status, form):
+    reason = "" if status == "ok" else "for a reason"
+    key = write_cell(tmp_path, "x", "knn", status=status, reason=reason)
+    write_manifest(tmp_path, ["x"], ["knn"], [key])
+    for table in (*BUILT_IN, *DECLARED):
+        text = export(tmp_path, form, table)
+        assert text.endswith("\n")
+        assert "nan" not in re.findall(r"[\w.]+", text.lower())
+    said = {
+        "ok": "| x | 0.610 |",
+        "attack-weak": "| x (weak) | 0.610 |",
+        "failed": "| x | failed |",
+        "skipped": "| x | skipped |",
+    }
+    assert said[status] in export(tmp_path, "markdown", "detection")
