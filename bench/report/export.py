@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.report import leaderboard
 from bench.report.formats import TextTable, to_csv, to_html, to_json, to_latex, to_markdown
+from bench.report.page import leaderboard_page
 from bench.report.presentation import leaderboard_table, plain_table, summary_table
 from bench.report.schema import Results, load_results
 
@@ -59,6 +60,8 @@ def export(results_dir: Path, format: str, table: str = "leaderboard") -> str:
 
 def table_text(results: Results, format: str, table: str) -> str:
     """As :func:`export`, from results already read."""
+    if (format, table) == ("html", "leaderboard"):
+        return leaderboard_page(results)
     if format in _DATA_WRITERS:
         return _DATA_WRITERS[format](_FRAMES[table](results))
     return _TEXT_WRITERS[format](_text_table(results, table))

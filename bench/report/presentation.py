@@ -12,7 +12,16 @@ from bench.report.formats import TextTable, number_text
 from bench.report.leaderboard import over_seeds, summary, varying_context
 from bench.report.schema import Results
 
-__all__ = ["leaderboard_table", "plain_table", "summary_table"]
+__all__ = [
+    "ABSENT",
+    "MARKS",
+    "further_text",
+    "leaderboard_table",
+    "plain_table",
+    "readable_row",
+    "state_notes",
+    "summary_table",
+]
 
 ABSENT = "–"
 REASON_LENGTH = 160
@@ -47,8 +56,8 @@ def leaderboard_table(results: Results) -> TextTable:
     further = results.manifest.table("leaderboard", "columns", [])
     caption = results.manifest.table("leaderboard", "caption", "")
     for row in frame.to_dict("records"):
-        shown = _readable(row, context, repeated)
-        shown |= {name.replace("_", " "): _further(row.get(name)) for name in further}
+        shown = readable_row(row, context, repeated)
+        shown |= {name.replace("_", " "): further_text(row.get(name)) for name in further}
         headers = list(shown)
         rows.append(tuple(shown.values()))
     texts = {"attack", "defense", "auxiliary", "status", "verdict/twin", *context}
@@ -56,7 +65,7 @@ def leaderboard_table(results: Results) -> TextTable:
         name="leaderboard",
         title=f"Leaderboard, profile {results.manifest.profile}",
         notes=(
-            *_state(results),
+            *state_notes(results),
             *([caption] if caption else []),
             *(_leaderboard_notes(frame, results) if rows else ()),
         ),
@@ -91,7 +100,7 @@ def summary_table(results: Results) -> TextTable:
     return TextTable(
         name="summary",
         title=f"Averages over attacks, profile {results.manifest.profile}",
-        notes=(*_state(results), note),
+        notes=(*state_notes(results), note),
         headers=headers,
         rows=rows,
         numeric=frozenset(headers) - {"encoder", "defense", "missing"},
@@ -111,14 +120,19 @@ def plain_table(name: str, frame: pd.DataFrame, results: Results) -> TextTable:
     return TextTable(
         name=name,
         title=f"{name.capitalize()}, profile {results.manifest.profile}",
-        notes=_state(results),
+        notes=state_notes(results),
         headers=tuple(frame.columns),
         rows=rows,
         numeric=numeric,
     )
 
 
-def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
+def readable_row(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
+    """What people read of a leaderboard row: header -> text.
+
+    ``context`` names the columns from :func:`~bench.report.leaderboard.varying_context`,
+    ``repeated`` says whether the run has several seeds.
+    """
     shown = {"attack": row["attack"] + (" (control)" if row["control"] else "")}
     shown |= {name: number_text(row[name]) for name in context}
     shown["defense"] = row["defense"] + "".join(
@@ -145,11 +159,12 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
     }
 
 
-def _further(value: Any) -> str:
+def further_text(value: Any) -> str:
+    """A value of a column that is shown beside the readable ones: three decimals."""
     return _decimals(value, 3) if isinstance(value, float) else number_text(value)
 
 
-def _state(results: Results) -> tuple[str, ...]:
+def state_notes(results: Results) -> tuple[str, ...]:
     """What keeps cells out of the tables, if anything does."""
     if results.manifest.smoke:
         return ("This was a smoke run (--limit-steps): its cells enter no table.",)

@@ -13,7 +13,7 @@ from bench.report.schema import Manifest, load_manifest, load_results
 
 __all__ = ["REPORT_VERSION", "is_current", "render"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"
