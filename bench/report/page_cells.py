@@ -17,10 +17,10 @@ from bench.report.schema import Results, StoredCell
 
 __all__ = ["cells_payload"]
 
-LOOKS_BUDGET = 400_000
+LOOKS_BUDGET = 350_000
 """Characters of base64 that the looks of all attacks may take in one page."""
 
-FIGURES_BUDGET = 900_000
+FIGURES_BUDGET = 700_000
 """The same for what defenses drew: reconstructions, inverted triggers."""
 
 _THRESHOLD_RATES = ("tpr", "fpr", "fpr_target_class", "fpr_decoy")
@@ -230,12 +230,12 @@ def _looks(
 def _figures(results: Results) -> dict[str, list[Strip]]:
     """Cell key -> what its defense drew: of all seeds where they fit, else of the lowest."""
     cells = [cell for cell in results.cells if (cell.path / "figures.npz").exists()]
-    every = fitting(cells, reconstruction_strips, FIGURES_BUDGET, (8, 4))
+    every = fitting(cells, reconstruction_strips, FIGURES_BUDGET, (8, 6, 4))
     if len(every) == len(cells):
         return every
     lowest = min(cell.seed for cell in cells)
     first = [cell for cell in cells if cell.seed == lowest]
-    return fitting(first, reconstruction_strips, FIGURES_BUDGET, (8, 4, 2, 1))
+    return fitting(first, reconstruction_strips, FIGURES_BUDGET, (8, 6, 4, 3, 2, 1))
 
 
 def _siblings(results: Results) -> list[list[int]]:

@@ -8,6 +8,11 @@ function section(title, ...content) {
 }
 
 function grid(headings, rows, numeric) {
+  const kind = (one, place) => (numeric.has(place) ? "n" : one.length > 30 ? "long" : null);
+  const line = (row) =>
+    row.map((one, place) =>
+      h(place ? "td" : "th", { scope: place ? null : "row", class: kind(one, place) }, one),
+    );
   return h(
     "div",
     { class: "scroller plain", tabindex: "0", role: "group", "aria-label": headings[0] },
@@ -17,21 +22,24 @@ function grid(headings, rows, numeric) {
       h(
         "thead",
         {},
-        h("tr", {}, headings.map((one, i) => h("th", { scope: "col", class: numeric.has(i) ? "n" : null }, one))),
-      ),
-      h(
-        "tbody",
-        {},
-        rows.map((row) =>
-          h("tr", {}, row.map((one, i) => h(i ? "td" : "th", { scope: i ? null : "row", class: numeric.has(i) ? "n" : null }, one))),
+        h(
+          "tr",
+          {},
+          headings.map((one, place) =>
+            h("th", { scope: "col", class: numeric.has(place) ? "n" : null }, one),
+          ),
         ),
       ),
+      h("tbody", {}, rows.map((row) => h("tr", {}, line(row)))),
     ),
   );
 }
 
+// Rates with four decimals; what is larger or tiny stays as the CSV has it.
 function rounded(content) {
-  return /^-?\d*\.\d{4,}$/.test(content) ? parseFloat(content).toFixed(4) : content;
+  const size = Math.abs(parseFloat(content));
+  const rate = /^-?\d*\.\d+$/.test(content) && size >= 1e-3 && size <= 1;
+  return rate ? parseFloat(content).toFixed(4) : content;
 }
 
 function headline(values) {
@@ -140,7 +148,8 @@ function pictures(cell) {
   if (cell.looks !== null) {
     const looks = data.looks[cell.looks];
     const seed = data.table.seeds ? `, seed ${text(looks.seed)}` : "";
-    parts.push(section("What the attack looks like", h("p", { class: "over" }, `Test images${seed}`), strips(looks.pictures)));
+    const over = h("p", { class: "over" }, `Test images${seed}`);
+    parts.push(section("What the attack looks like", over, strips(looks.pictures)));
   }
   if (cell.pictures.length) {
     parts.push(section("What the defense drew", strips(cell.pictures)));
@@ -249,24 +258,37 @@ function renderCell(number) {
   const label = (name) => (values.get(name) || ["", "unnamed"])[1];
   const title = `${label("defense")} on ${label("attack")}`;
   const reason = (values.get("reason") || ["", ""])[1];
-  const details = new Map([...values].filter(([name]) => name !== "reason" && name !== "key"));
+  const details = new Map(
+    [...values].filter(([name]) => !["reason", "key"].includes(name) && !/_(low|high)$/.test(name)),
+  );
   place("cell").replaceChildren(
     h("p", {}, h("a", { href: "#", class: "back" }, "← All rows")),
     h("h1", { tabindex: "-1" }, title),
-    h("p", { class: "line" }, h("span", { class: `badge s-${cell.status}` }, cell.status), siblings(number) || ""),
+    h(
+      "p",
+      { class: "line" },
+      h("span", { class: `badge s-${cell.status}` }, cell.status),
+      siblings(number) || "",
+    ),
     ...[reason && h("p", { class: `reason o-${cell.status}` }, reason)].filter(Boolean),
     headline(values),
     facts(cell, values),
-    ...[curves(cell, values, title), ...pictures(cell)].filter(Boolean),
-    ...[cell.thresholds.length && thresholds(cell), cell.downstream.length && downstream(cell)].filter(Boolean),
-    metrics(details),
-    ...[settings(cell), ...origin(cell)].filter(Boolean),
+    ...[
+      curves(cell, values, title),
+      ...pictures(cell),
+      cell.thresholds.length > 0 && thresholds(cell),
+      cell.downstream.length > 0 && downstream(cell),
+      metrics(details),
+      settings(cell),
+      ...origin(cell),
+    ].filter(Boolean),
   );
   return title;
 }
 
 function thresholds(cell) {
-  const headings = ["rule", "nominal FPR", "threshold", "TPR", "FPR", "FPR, target class", "FPR, decoy", ""];
+  const rates = ["TPR", "FPR", "FPR, target class", "FPR, decoy"];
+  const headings = ["rule", "nominal FPR", "threshold", ...rates, ""];
   const rows = rowsOf(cell.thresholds).map((row) => row.map((one, i) => (i === 2 ? rounded(one) : one)));
   return section("Thresholds", grid(headings, rows, new Set([1, 2, 3, 4, 5, 6])));
 }
