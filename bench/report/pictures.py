@@ -98,20 +98,18 @@ def fitting(
     Where not even one picture per strip fits, cells keep theirs in order until it is full. Equal
     strips count once.
     """
+    fitted: dict[str, list[Strip]] = {}
     for count in counts:
-        drawn = {cell.key: draw(cell, count) for cell in cells}
-        if _characters(drawn.values()) <= budget:
-            return drawn
-    kept: dict[str, list[Strip]] = {}
-    for key, strips in drawn.items():
-        if _characters([*kept.values(), strips]) > budget:
-            break
-        kept[key] = strips
-    return kept
-
-
-def _characters(drawn: Iterable[list[Strip]]) -> int:
-    return sum(len(png) for png in {png for strips in drawn for _, _, png in strips})
+        fitted, embedded = {}, set()
+        for cell in cells:
+            strips = draw(cell, count)
+            embedded |= {png for _, _, png in strips}
+            if sum(map(len, embedded)) > budget:
+                break
+            fitted[cell.key] = strips
+        else:
+            return fitted
+    return fitted
 
 
 def _strip(label: str, pictures: np.ndarray) -> Strip:
