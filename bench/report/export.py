@@ -14,6 +14,7 @@ from bench.report.cells import cells_json
 from bench.report.contests import differences_frame, differences_text, ranks_frame, ranks_text
 from bench.report.declared import BUILT_IN, Tables
 from bench.report.formats import TextTable, to_csv, to_html, to_json, to_latex, to_markdown
+from bench.report.page import leaderboard_page
 from bench.report.pivot import pivot_frame, pivot_text
 from bench.report.presentation import leaderboard_table, plain_table, summary_table
 from bench.report.reported import reported_frame, reported_text
@@ -103,6 +104,8 @@ def table_text(results: Results, format: str, table: str) -> str:
         if format != "json":
             raise InputError(f"table {CELLS!r} has the format json only, not {format}")
         return cells_json(results)
+    if (format, table) == ("html", "leaderboard"):
+        return leaderboard_page(results)
     frame, text = _makers(results, table)
     if format in _DATA_WRITERS:
         return _DATA_WRITERS[format](frame(results))

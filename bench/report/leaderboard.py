@@ -17,6 +17,7 @@ __all__ = [
     "downstream",
     "leaderboard",
     "over_seeds",
+    "per_seed",
     "plain_rows",
     "strict_mean",
     "summary",
@@ -60,6 +61,15 @@ THRESHOLD_COLUMNS = (
 )
 
 _IDENTITY = ("attack", "defense", *CONTEXT, "profile", "seed", "status", "key")
+_BOUNDED_COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *LEADERBOARD_COLUMNS,
+            *(f"{metric}_{end}" for metric in INTERVAL_METRICS for end in ("low", "high")),
+            "n_seeds",
+        )
+    )
+)
 _SEEDS_NEEDED = 3
 _CONFIDENCE = 0.95
 
@@ -91,9 +101,13 @@ def over_seeds(results: Results) -> pd.DataFrame:
         identity = tuple(row[name] for name in ("attack", "defense", *CONTEXT, "status"))
         groups.setdefault(identity, []).append(row)
     rows = _sorted_rows(map(_mean_row, groups.values()), results.manifest)
-    bounds = [f"{metric}_{end}" for metric in INTERVAL_METRICS for end in ("low", "high")]
-    names = dict.fromkeys((*LEADERBOARD_COLUMNS, *bounds, "n_seeds"))
-    return _frame(rows, tuple(names))
+    return _frame(rows, _BOUNDED_COLUMNS)
+
+
+def per_seed(results: Results) -> pd.DataFrame:
+    """The columns of :func:`over_seeds`, nothing averaged: one row per cell, ``n_seeds`` 1."""
+    rows = [{**_row(cell), "n_seeds": 1} for cell in results.cells]
+    return _frame(_sorted_rows(rows, results.manifest), _BOUNDED_COLUMNS)
 
 
 def summary(results: Results) -> pd.DataFrame:

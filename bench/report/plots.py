@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_curve
 
+from bench.report.curves import Scores, cell_scores
 from bench.report.leaderboard import attack_columns, leaderboard
 from bench.report.reconstructions import reconstruction_figure
 from bench.report.schema import Results, StoredCell
@@ -31,9 +32,6 @@ PANELS = (
 _LOWEST_FPR = 1e-3
 _ROC_POINTS = 300
 _HISTOGRAM_BINS = 50
-
-Scores = dict[tuple[str, str], np.ndarray]
-"""(encoder, condition) -> test scores; triggered and decoy without the target class."""
 
 Code = tuple[tuple[float, float, float], str]
 """Colour and marker of a defense."""
@@ -53,7 +51,7 @@ def draw_all(results: Results) -> Iterator[tuple[str, Figure]]:
         measured = [cell for cell in cells if cell.measured]
         if not measured:
             continue
-        scores = {cell.key: _test_scores(cell) for cell in measured}
+        scores = {cell.key: cell_scores(cell) for cell in measured}
         name = slug(column, stems)
         yield f"roc_{name}", roc_figure(column, measured, scores, codes)
         yield f"scores_{name}", histogram_figure(column, measured, scores)
@@ -292,16 +290,6 @@ def _histogram_panel(axis: Axes, cell: StoredCell, scores: Scores) -> None:
     axis.spines[["left", "top", "right"]].set_visible(False)
     axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     axis.xaxis.get_offset_text().set_size(7)
-
-
-def _test_scores(cell: StoredCell) -> Scores:
-    frame = cell.scores()
-    target = cell.row["target"]
-    kept = (frame["split"] == "test") & np.isfinite(frame["score"])
-    if target is not None:
-        kept &= (frame["condition"] == "clean") | (frame["label"] != target)
-    groups = frame[kept].groupby(["encoder", "condition"], observed=True)["score"]
-    return {(str(who), str(what)): values.to_numpy() for (who, what), values in groups}
 
 
 def _by_column(results: Results) -> dict[str, list[StoredCell]]:

@@ -14,9 +14,13 @@ from bench.report.leaderboard import over_seeds, summary, varying_context
 from bench.report.schema import Results
 
 __all__ = [
+    "ABSENT",
+    "MARKS",
     "decimals",
+    "further_text",
     "leaderboard_table",
     "plain_table",
+    "readable_row",
     "state_notes",
     "summary_table",
     "threshold_note",
@@ -54,8 +58,8 @@ def leaderboard_table(results: Results) -> TextTable:
     headers, rows = [], []
     settings = results.manifest.declared.leaderboard
     for row in frame.to_dict("records"):
-        shown = _readable(row, context, repeated)
-        shown |= {name.replace("_", " "): _further(row.get(name)) for name in settings.columns}
+        shown = readable_row(row, context, repeated)
+        shown |= {name.replace("_", " "): further_text(row.get(name)) for name in settings.columns}
         headers = list(shown)
         rows.append(tuple(shown.values()))
     texts = {"attack", "defense", "auxiliary", "status", "verdict/twin", *context}
@@ -125,7 +129,12 @@ def plain_table(name: str, frame: pd.DataFrame, results: Results) -> TextTable:
     )
 
 
-def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
+def readable_row(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
+    """What people read of a leaderboard row: header -> text.
+
+    ``context`` names the columns from :func:`~bench.report.leaderboard.varying_context`,
+    ``repeated`` says whether the run has several seeds.
+    """
     shown = {"attack": row["attack"] + (" (control)" if row["control"] else "")}
     shown |= {name: number_text(row[name]) for name in context}
     shown["defense"] = row["defense"] + "".join(
@@ -152,7 +161,8 @@ def _readable(row: Row, context: list[str], repeated: bool) -> dict[str, str]:
     }
 
 
-def _further(value: Any) -> str:
+def further_text(value: Any) -> str:
+    """A value of a column that is shown beside the readable ones: three decimals."""
     return decimals(value, 3) if isinstance(value, float) else number_text(value)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.report.pictures import reconstruction_rows
 from bench.report.style import new_figure
 
-__all__ = ["reconstruction_figure", "reconstruction_rows"]
+__all__ = ["reconstruction_figure"]
 
-COLUMNS_SHOWN = 8
 _CELL_INCHES = 0.85
 _GAP = 0.06
 
@@ -35,28 +35,6 @@ def reconstruction_figure(attack: str, defense: str, figures: dict[str, np.ndarr
         axis.spines[:].set_visible(False)
     figure.suptitle(f"{defense} on {attack}", weight="bold", size=10)
     return figure
-
-
-def reconstruction_rows(figures: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    """(label, uint8 (n, H, W, 3)) per row, the same source images in the same order in each."""
-    conditions = figures["condition"]
-    shown = [name for name in ("clean", "triggered", "decoy") if (conditions == name).any()]
-    shared = set.intersection(*(set(figures["image"][conditions == name]) for name in shown))
-    images = [image for image in dict.fromkeys(figures["image"].tolist()) if image in shared]
-    names = [name for name in figures if name not in ("input", "condition", "image")]
-    names.sort(key=lambda name: name.startswith("twin_"))  # stable: stored order otherwise
-    rows = []
-    for condition in shown:
-        places = [
-            int(np.flatnonzero((conditions == condition) & (figures["image"] == image))[0])
-            for image in images[:COLUMNS_SHOWN]
-        ]
-        rows.append((f"{condition}\ninput", figures["input"][places]))
-        for name in names:
-            who = "twin" if name.startswith("twin_") else "victim"
-            label = name.removeprefix("twin_").replace("_", " ")
-            rows.append((f"{label}\n({who})", figures[name][places]))
-    return rows
 
 
 def _strip(pictures: np.ndarray, count: int) -> np.ndarray:

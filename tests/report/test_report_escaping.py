@@ -106,10 +106,14 @@ def test_markdown_keeps_its_columns_and_shows_no_markup(hostile):
     assert escape_markdown(LABEL) == r"a\_b &amp; &lt;script&gt;\|\$x\$ =1+1"
 
 
-def test_html_is_escaped(hostile):
-    text = export(hostile, "html")
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
+@pytest.mark.parametrize("table", TABLES)
+def test_html_is_escaped(hostile, table):
+    text = export(hostile, "html", table)
+    assert LABEL not in text
+    assert "<script>|" not in text
+    # The others name no attack of this folder.
+    if table in ("leaderboard", "thresholds", "downstream", "detection", "ranks"):
+        assert "&lt;script&gt;|" in text
 
 
 @pytest.mark.parametrize("form", FORMATS)

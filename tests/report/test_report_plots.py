@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.report.curves import cell_scores
+from bench.report.pictures import reconstruction_rows
 from bench.report.plots import (
     _by_column,
     _codes,
     _roc,
-    _test_scores,
     draw_all,
     heatmap_figure,
     histogram_figure,
     roc_figure,
     slug,
 )
-from bench.report.reconstructions import reconstruction_rows
 from bench.report.schema import load_cells, load_results
 from bench.report.style import plot_style
 
@@ -29,20 +29,20 @@ def _cell(folder, attack, defense):
 def test_the_thinned_curve_has_the_area_of_the_row(make_results):
     cell = _cell(make_results(count=4000), "badencoder", "dede")
     for encoder, metric in (("victim", "auroc"), ("twin", "auroc_placebo")):
-        false, true = _roc(_test_scores(cell), encoder)
+        false, true = _roc(cell_scores(cell), encoder)
         assert len(false) < 1500
         assert np.trapezoid(true, false) == pytest.approx(cell.row[metric], abs=1e-3)
 
 
 def test_triggered_images_of_the_target_class_are_not_drawn(make_results):
-    scores = _test_scores(_cell(make_results(count=200), "badencoder", "dede"))
+    scores = cell_scores(_cell(make_results(count=200), "badencoder", "dede"))
     assert len(scores["victim", "clean"]) == 200
     assert len(scores["victim", "triggered"]) == len(scores["twin", "triggered"]) == 180
 
 
 def test_histograms_mark_the_calibrated_threshold(make_results):
     cell = _cell(make_results(count=2000), "badencoder", "dede")
-    figure = histogram_figure("badencoder", [cell], {cell.key: _test_scores(cell)})
+    figure = histogram_figure("badencoder", [cell], {cell.key: cell_scores(cell)})
     marked = [line.get_xdata()[0] for line in figure.axes[0].lines]
     assert marked == [cell.calibrated["threshold"]] == [1.645]
 
@@ -65,7 +65,7 @@ def test_curves_and_histograms_show_a_placebo_only_where_there_is_a_twin(make_re
     special = {("drupe", name): (status, "") for name in ("dede", "kmeans", "knn")}
     results = load_results(make_results(special=special))
     cells = _by_column(results)["drupe"]
-    scores = {cell.key: _test_scores(cell) for cell in cells}
+    scores = {cell.key: cell_scores(cell) for cell in cells}
     curves = roc_figure("drupe", cells, scores, _codes(results))
     histograms = histogram_figure("drupe", cells, scores)
     shown = [
