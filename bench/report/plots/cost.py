@@ -59,7 +59,8 @@ def costs(results: Results) -> list[Costs]:
     frame = leaderboard(results)
     frame["column"] = frame["key"].map(attack_columns(frame.to_dict("records")))
     kept = ~frame["control"] & ~frame["analysis"] & (frame["reduced"].fillna("") == "")
-    frame = frame[kept & (frame["status"] == "ok") & frame["auroc"].notna()]
+    frame = frame[kept & (frame["status"] == "ok")]
+    frame = frame.dropna(subset=["auroc", *(metric for metric, _, _ in PANELS)])
     order = defense_order(results)
     groups = frame.groupby("encoder", sort=False)
     return [_costs_of(str(encoder), rows, order) for encoder, rows in groups]

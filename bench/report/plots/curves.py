@@ -77,11 +77,11 @@ def _roc_panel(axis: Axes, victim: Curve | None, twin: Curve | None, *, low: boo
         if twin is not None:
             label = "placebo (clean twin)" if axes is axis else None
             curve = twin if axes is axis else _log_spaced(twin)
-            axes.plot(*curve, linewidth=1.3, zorder=3, label=label, **SERIES["placebo"])
+            axes.plot(*curve, linewidth=1.3, zorder=4, label=label, **SERIES["placebo"])
         if victim is not None:
             label = "victim" if axes is axis else None
             curve = victim if axes is axis else _log_spaced(victim)
-            axes.plot(*curve, linewidth=1.7, zorder=4, label=label, **SERIES["triggered"])
+            axes.plot(*curve, linewidth=1.7, zorder=3, label=label, **SERIES["triggered"])
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -75,6 +75,7 @@ def _panel(axis: Axes, attack: AttackColumn, defenses: Sequence[str]) -> None:
                 va="center",
                 size=6.5,
                 color="#666666",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             )
             continue
         if row["status"] in _INVALID:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -55,7 +57,7 @@ def critical_difference_figure(ranks: pd.Series, p_values: pd.DataFrame, title: 
         ax=axis,
         label_fmt_left="{label}",
         label_fmt_right="{label}",
-        label_props={"size": 8.5, "color": INK},
+        label_props={"size": 8.5},
         elbow_props={"color": "#777777", "linewidth": 0.9},
         marker_props={"color": INK, "s": 16},
         crossbar_props={"color": INK, "linewidth": 3, "solid_capstyle": "round"},
@@ -65,9 +67,10 @@ def critical_difference_figure(ranks: pd.Series, p_values: pd.DataFrame, title: 
         place = int(text.get_text())
         name, rank = shortened(str(labels[place]), 40), f"{ranks.iloc[place]:.2f}"
         left = text.get_horizontalalignment() == "right"
-        text.set_text(f"{name}  {rank}" if left else f"{rank}  {name}")
-    axis.set_xlim(1, len(labels))
-    axis.set_xticks(range(1, len(labels) + 1))
+        text.set(text=f"{name}  {rank} " if left else f" {rank}  {name}", color=INK)
+    last = max(len(labels), math.ceil(ranks.max()))
+    axis.set_xlim(1, last)
+    axis.set_xticks(range(1, last + 1))
     axis.tick_params(axis="x", length=3, pad=2, labeltop=True)
     figure.suptitle(title, weight="bold", size=10)
     note = "mean rank, 1 is best; a bar joins defenses that do not differ at 5 %"

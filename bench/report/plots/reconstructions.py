@@ -44,7 +44,7 @@ def cells_with_pictures(
     for cell in attack.in_display_order:
         figures = cell.figures()
         names = picture_names(figures or {})
-        if figures is not None and names:
+        if figures is not None and names and reconstruction_blocks(figures):
             same = found.setdefault(digest(figures, (*_NOT_FIGURES, *names)), ([], figures))
             same[0].append(cell)
     yield from found.values()
@@ -95,11 +95,17 @@ def reconstruction_figure(attack: str, defense: str, figures: dict[str, np.ndarr
 
 
 def reconstruction_blocks(figures: dict[str, np.ndarray]) -> Blocks:
-    """What :func:`reconstruction_figure` draws, the same source images in every row."""
+    """What :func:`reconstruction_figure` draws, the same source images in every row.
+
+    Nothing when no image is there in every condition.
+    """
     conditions = figures["condition"]
     shown = [name for name in _CONDITIONS if (conditions == name).any()]
-    shared = set.intersection(*(set(figures["image"][conditions == name]) for name in shown))
+    shared = set(figures["image"].tolist())
+    shared = shared.intersection(*(figures["image"][conditions == name] for name in shown))
     images = [image for image in dict.fromkeys(figures["image"].tolist()) if image in shared]
+    if not shown or not images:
+        return []
     blocks: Blocks = []
     for condition in shown:
         places = [

@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.report.leaderboard import attack_columns, leaderboard
 from bench.report.schema import Results, StoredCell
+from bench.report.style import shortened
 
 __all__ = [
     "AttackColumn",
@@ -74,14 +75,15 @@ class AttackColumn:
         details = ["control"] if self.control else []
         details += [status] if status not in ("", "ok") else []
         details += [seeds_of(self.measured)] if self.seeded and self.measured else []
-        return f"{self.name} ({', '.join(details)})" if details else self.name
+        name = shortened(self.name, 48)
+        return f"{name} ({', '.join(details)})" if details else name
 
     @cached_property
     def pictures(self) -> dict[str, np.ndarray] | None:
         """What the attack looks like: of the first cell that carries it, measured ones first."""
         for cell in sorted(self.cells, key=lambda cell: (not cell.measured, cell.seed)):
             arrays = cell.attack_pictures()
-            if arrays is not None:
+            if arrays is not None and len(arrays["clean"]):
                 return arrays
         return None
 
