@@ -209,6 +209,13 @@ def test_labels_that_look_alike_get_different_file_names():
     assert all("/" not in name and "." not in name and name for name in names)
 
 
+def test_long_labels_make_file_names_that_a_file_system_takes():
+    taken: set[str] = set()
+    names = [slug("x" * 300 + end, taken) for end in ("a", "b")]
+    assert names[0] != names[1]
+    assert max(map(len, names)) < 80
+
+
 def test_a_long_label_loses_its_middle():
     assert shortened("a" * 40, 40) == "a" * 40
     short = shortened("begin-" + "x" * 60 + "-end", 20)

@@ -46,17 +46,22 @@ def test_downstream_shows_before_after_and_the_twin(tmp_path):
     axis = _panel(figure, "a")
     row = results.cells[0].row
     assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "e"]
-    for before, after, _, color, marker in MEASURES:
+    for before, after, _, color, (tick, marker), dash in MEASURES:
         mine = [line for line in axis.lines if line.get_color() == color]
-        twins = [line for line in mine if line.get_linestyle() == ":"]
+        twins = [line for line in mine if line.get_linestyle() == dash]
         assert [line.get_xdata()[0] for line in twins] == [row[f"{before}_twin"]]
-        ticks = [line.get_xdata()[0] for line in mine if line.get_marker() == "|"]
+        ticks = [line.get_xdata()[0] for line in mine if line.get_marker() == tick]
         assert ticks == [row[before]] * 2
         afters = [line for line in mine if line.get_marker() == marker]
         assert [line.get_xdata()[0] for line in afters] == [row[after]] * 2
         assert all(line.get_markerfacecolor() == color for line in afters)
     assert not [patch for patch in axis.patches if patch.get_hatch()]
-    assert len({marker for *_, marker in MEASURES}) == 2
+
+
+def test_without_colour_accuracy_and_success_differ_by_marker_and_dash():
+    markers = [marker for measure in MEASURES for marker in measure.markers]
+    assert len(set(markers)) == len(markers)
+    assert len({measure.dash for measure in MEASURES}) == len(MEASURES)
 
 
 @pytest.mark.parametrize("status", ["attack-weak", "attack-invalid", "uncontrolled"])
@@ -66,7 +71,7 @@ def test_an_invalid_attack_is_named_hatched_and_hollow(tmp_path, status):
     axis = _panel(figure, "a")
     assert axis.get_title() == f"a\n({status})"
     assert [patch.get_hatch() for patch in axis.patches] == ["////"]
-    for _, _, _, color, marker in MEASURES:
+    for _, _, _, color, (_, marker), _ in MEASURES:
         hollow = [line for line in axis.lines if line.get_marker() == marker]
         assert [line.get_markerfacecolor() for line in hollow] == ["white"]
         assert [line.get_markeredgecolor() for line in hollow] == [color]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,13 +16,25 @@ from bench.report.style import INK, new_figure, shortened
 
 __all__ = ["downstream_figure"]
 
+
+class Measure(NamedTuple):
+    """Columns before and after filtering; colour, both markers, and the dash of the twin's line."""
+
+    before: str
+    after: str
+    name: str
+    color: str
+    markers: tuple[str, str]
+    dash: str
+
+
 MEASURES = (
-    ("clean_accuracy", "ca_filtered", "clean accuracy", "#0173b2", "o"),
-    ("attack_success_rate", "asr_filtered", "attack success", "#b8400e", "D"),
+    Measure("clean_accuracy", "ca_filtered", "clean accuracy", "#0173b2", ("|", "o"), ":"),
+    Measure("attack_success_rate", "asr_filtered", "attack success", "#b8400e", ("x", "D"), "--"),
 )
-"""Before, after, name, colour and marker."""
 
 _ROW = 0.19
+_BEFORE = {"markersize": 6, "markeredgewidth": 1.5}
 _INVALID = ("attack-weak", "attack-invalid", "uncontrolled")
 
 
@@ -61,9 +74,10 @@ def _panel(axis: Axes, attack: AttackColumn, defenses: Sequence[str]) -> None:
     axis.grid(axis="y", visible=False)
     axis.tick_params(length=0)
     twin = min(attack.measured, key=lambda cell: cell.seed).row
-    for before, _, _, color, _ in MEASURES:
-        if twin[f"{before}_twin"] is not None:
-            axis.axvline(twin[f"{before}_twin"], color=color, linestyle=":", linewidth=1.3)
+    for measure in MEASURES:
+        value = twin[f"{measure.before}_twin"]
+        if value is not None:
+            axis.axvline(value, color=measure.color, linestyle=measure.dash, linewidth=1.2)
     for line, defense in enumerate(defenses):
         row = rows.get(defense)
         if row is None or row["status"] in ("failed", "skipped"):
@@ -83,40 +97,39 @@ def _panel(axis: Axes, attack: AttackColumn, defenses: Sequence[str]) -> None:
                 Rectangle((-0.03, line - 0.5), 1.06, 1, facecolor="none", edgecolor="#d5d5d5",
                           hatch="////", linewidth=0, zorder=0)
             )  # fmt: skip
-        for before, after, _, color, marker in MEASURES:
-            _dumbbell(axis, line, row, before, after, color, marker)
+        for measure in MEASURES:
+            _dumbbell(axis, line, row, measure)
 
 
-def _dumbbell(
-    axis: Axes, line: int, row: dict, before: str, after: str, color: str, marker: str
-) -> None:
-    if row[before] is None:
+def _dumbbell(axis: Axes, line: int, row: dict, measure: Measure) -> None:
+    before, after = row[measure.before], row[measure.after]
+    if before is None:
         return
-    axis.plot([row[before]], [line], "|", color=color, markersize=7, markeredgewidth=1.6)
-    if row[after] is None:
+    color = measure.color
+    axis.plot([before], [line], measure.markers[0], color=color, **_BEFORE)
+    if after is None:
         return
-    axis.plot([row[before], row[after]], [line, line], color=color, linewidth=1.1)
+    axis.plot([before, after], [line, line], color=color, linewidth=1.1)
     fill = "white" if row["status"] in _INVALID else color
-    axis.plot(
-        [row[after]], [line], marker, color=color, markersize=4.5, markerfacecolor=fill, zorder=3
-    )
+    marker = measure.markers[1]
+    axis.plot([after], [line], marker, color=color, markersize=4.5, markerfacecolor=fill, zorder=3)
 
 
 def _two_lines(title: str) -> str:
     return "\n".join(shortened(part, 34) for part in title.replace(" (", "\n(", 1).split("\n"))
 
 
-def _legend() -> list[Line2D | Rectangle]:
-    entries: list[Line2D | Rectangle] = []
-    for _, _, name, color, marker in MEASURES:
-        entries += [
-            Line2D([], [], color=color, marker="|", linestyle="", markersize=8, markeredgewidth=1.6,
-                   label=f"{name}, no filter"),
-            Line2D([], [], color=color, marker=marker, markersize=4.5, label=f"{name}, filtered"),
-            Line2D([], [], color=color, linestyle=":", label=f"{name}, clean twin"),
-        ]  # fmt: skip
+def _legend() -> list[Line2D]:
+    columns: list[list[Line2D]] = [[], [], []]
+    for _, _, name, color, (before, after), dash in MEASURES:
+        mine = (
+            Line2D([], [], color=color, marker=before, linestyle="", label=name, **_BEFORE),
+            Line2D([], [], color=color, marker=after, markersize=4.5, label=f"{name}, filtered"),
+            Line2D([], [], color=color, linestyle=dash, label=f"{name}, clean twin"),
+        )
+        for column, entry in zip(columns, mine, strict=True):
+            column.append(entry)
+    hollow = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5, "linestyle": ""}
     # A legend fills its columns from above: the two of a kind stand over each other.
-    entries = [entries[i] for i in (0, 3, 1, 4, 2, 5)]
-    hollow = Line2D([], [], color=INK, marker="o", markerfacecolor="white", markersize=4.5,
-                    linestyle="", label="hollow: attack not valid")  # fmt: skip
-    return [*entries, hollow]
+    entries = [entry for column in columns for entry in column]
+    return [*entries, Line2D([], [], color=INK, label="hollow: attack not valid", **hollow)]

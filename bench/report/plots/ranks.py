@@ -35,12 +35,7 @@ def critical_difference_figure(ranks: pd.Series, p_values: pd.DataFrame, title: 
         When there are fewer than two ranks, or a p-value is missing or not symmetric.
     """
     labels = list(ranks.index)
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise ValueError(f"a critical-difference diagram needs two distinct labels, got {labels}")
-    p_array = p_values.reindex(index=labels, columns=labels).to_numpy(dtype=float, copy=True)
-    np.fill_diagonal(p_array, 1.0)
-    if np.isnan(p_array).any() or not np.allclose(p_array, p_array.T):
-        raise ValueError("pairwise p-values are missing or not symmetric")
+    p_array = _checked(labels, p_values)
     from scikit_posthocs import critical_difference_diagram  # it imports pyplot: only who draws
 
     side = max(len(shortened(label, 40)) for label in labels) * 0.075 + 0.4
@@ -76,3 +71,14 @@ def critical_difference_figure(ranks: pd.Series, p_values: pd.DataFrame, title: 
     note = "mean rank, 1 is best; a bar joins defenses that do not differ at 5 %"
     figure.supxlabel(note, size=7.5)
     return figure
+
+
+def _checked(labels: list, p_values: pd.DataFrame) -> np.ndarray:
+    """``p_values`` in the order of ``labels``, with ones on the diagonal."""
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"a critical-difference diagram needs two distinct labels, got {labels}")
+    p_array = p_values.reindex(index=labels, columns=labels).to_numpy(dtype=float, copy=True)
+    np.fill_diagonal(p_array, 1.0)
+    if np.isnan(p_array).any() or not np.allclose(p_array, p_array.T):
+        raise ValueError("pairwise p-values are missing or not symmetric")
+    return p_array

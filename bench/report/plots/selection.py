@@ -139,7 +139,7 @@ def seed_note(results: Results) -> str:
 def slug(label: str, taken: set[str]) -> str:
     """A file name for ``label`` that is not in ``taken``, and is added to it."""
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "unnamed"
-    if name in taken:
+    if name in taken or len(name) > 60:  # two of them make one file name: at most 255 characters
         name = f"{name[:60]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
     taken.add(name)
     return name
