@@ -27,6 +27,7 @@ def make_results(tmp_path: Path) -> Callable[..., Path]:
         absent: frozenset[tuple[str, str]] = frozenset(),
         smoke: bool = False,
         figures: bool = False,
+        pictures: bool = False,
         shifts: Mapping[str, float] = SHIFTS,
         count: int = 200,
     ) -> Path:
@@ -50,6 +51,7 @@ def make_results(tmp_path: Path) -> Callable[..., Path]:
                             status=status,
                             reason=reason,
                             figures=figures and defense == "dede" and attack != "none",
+                            pictures=pictures,
                             transductive=defense == "kmeans",
                             count=count,
                         )

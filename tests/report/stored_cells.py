@@ -106,6 +106,8 @@ def _metrics(frame: pd.DataFrame, control: bool) -> dict[str, Any]:
         "clean_accuracy_twin": 0.575,
         "attack_success_rate": 0.05 if control else 0.99,
         "attack_success_rate_twin": 0.05,
+        "ca_filtered": 0.54,
+        "asr_filtered": 0.05 if control else 0.31,
     }
 
 
@@ -127,6 +129,51 @@ def _figures(path: Path, generator: np.random.Generator) -> None:
     )
 
 
+def _inverted_figures(path: Path, generator: np.random.Generator) -> None:
+    """What an encoder detector draws: one trigger and one mask, repeated for every image."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in ("input", "condition", "image")}
+    for who, share in (("", 0.06), ("twin_", 0.3)):
+        mask = (generator.random((32, 32, 1)) < share) * np.full((1, 1, 3), 255)
+        trigger = (mask * generator.random((32, 32, 3))).astype(np.uint8)
+        stamped = np.where(mask > 0, trigger, arrays["input"]).astype(np.uint8)
+        count = len(arrays["input"])
+        arrays |= {
+            f"{who}stamped": stamped,
+            f"{who}inverted_trigger": np.repeat(trigger[None], count, 0),
+            f"{who}inverted_mask": np.repeat(mask[None].astype(np.uint8), count, 0),
+        }
+    np.savez_compressed(path, **arrays)
+
+
+def write_pictures(path: Path, *, decoy: bool = True, twin: bool = True, points: int = 40) -> None:
+    """An ``attack.npz`` as an audit leaves it: a white patch and four clouds per encoder."""
+    generator = np.random.default_rng(5)
+    clean = generator.integers(0, 200, (4, 32, 32, 3)).astype(np.uint8)
+    triggered, elsewhere = clean.copy(), clean.copy()
+    triggered[:, 21:31, 21:31] = 255
+    elsewhere[:, 1:11, 1:11] = 255
+    gain = 0.5
+    change = triggered.astype(float) - clean
+    arrays: dict[str, np.ndarray] = {
+        "clean": clean,
+        "triggered": triggered,
+        "difference": (127.5 + gain * change).astype(np.uint8),
+        "gain": np.array(gain, dtype=np.float32),
+    }
+    groups = ["clean", "triggered", *(["decoy"] if decoy else []), "target"]
+    if decoy:
+        arrays["decoy"] = elsewhere
+    for encoder in ("victim", "twin") if twin else ("victim",):
+        clouds = [generator.normal(place, 0.3, (points, 2)) for place in range(len(groups))]
+        arrays |= {
+            f"{encoder}_points": np.concatenate(clouds).astype(np.float32),
+            f"{encoder}_groups": np.repeat(groups, points),
+            f"{encoder}_variance": np.array([0.614, 0.121], dtype=np.float32),
+        }
+    np.savez_compressed(path, **arrays)
+
+
 def write_cell(
     folder: Path,
     attack: str,
@@ -139,12 +186,19 @@ def write_cell(
     reason: str = "",
     count: int = 200,
     figures: bool = False,
+    inverted: bool = False,
+    pictures: bool = False,
+    reference: bool = False,
+    reduced: str = "",
     transductive: bool = False,
     row: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> str:
-    """Store one cell under ``folder/cells`` and return its key; ``sections`` replace parts of
-    ``cell.json``."""
+    """Store one cell under ``folder/cells`` and return its key.
+
+    ``figures``: reconstructions; ``inverted``: an inverted trigger, equal for every defense on one
+    attack; ``pictures``: what the attack looks like. ``sections`` replace parts of ``cell.json``.
+    """
     key = hashlib.sha256(f"{attack}/{defense}/{seed}/{row}/{sections}".encode()).hexdigest()
     generator = np.random.default_rng(int(key[:8], 16))
     path = folder / "cells" / key
@@ -186,8 +240,14 @@ def write_cell(
             downstream.append(entry | {"value": 0.57, "low": 0.55, "high": None})
         if full["auroc_vs_decoy"] is not None:
             intervals["auroc_vs_decoy"] = [full["auroc_vs_decoy"] - 0.02, full["auroc_vs_decoy"]]
-        if figures:
-            _figures(path / "figures.npz", generator)
+        if figures or inverted:
+            # By attack: defenses that share an inversion drew the same.
+            shared = np.random.default_rng(len(attack)) if inverted else generator
+            _figures(path / "figures.npz", shared)
+            if inverted:
+                _inverted_figures(path / "figures.npz", shared)
+    if pictures:
+        write_pictures(path / "attack.npz", decoy=not control, twin=status != "uncontrolled")
     full |= row or {}
     document = {
         "schema": 1,
@@ -195,6 +255,8 @@ def write_cell(
         "row": full,
         "control": control,
         "transductive": transductive,
+        "reference": reference,
+        "reduced": reduced,
         "config": {"attack": {"label": attack}, "defense": {"label": defense}},
         "provenance": {},
         "trigger": {"name": "patch", "description": "white 10x10 patch"},
