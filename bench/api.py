@@ -426,7 +426,11 @@ class Defense(Component, ABC):
         return ""
 
     def figures(self, images: Tensor) -> dict[str, np.ndarray]:
-        """Pictures for the report: name -> uint8 (N, H, W, 3), one per image of ``images``."""
+        """Pictures for the report: name -> uint8 (N, H, W, 3), one per image of ``images``.
+
+        A name that starts with ``inverted_`` is about the encoder, the same for every image: it is
+        shown once per attack, beside the true trigger.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor] | None:

@@ -16,9 +16,16 @@ from bench.report.leaderboard import attack_columns, plain_rows, strict_mean
 from bench.report.presentation import ABSENT, decimals, state_notes
 from bench.report.schema import Results, StoredCell
 
-__all__ = ["differences_frame", "differences_text", "ranking", "ranks_frame", "ranks_text"]
+__all__ = [
+    "METRIC_NAMES",
+    "differences_frame",
+    "differences_text",
+    "ranking",
+    "ranks_frame",
+    "ranks_text",
+]
 
-NAMES = {
+METRIC_NAMES = {
     "auroc": "AUROC",
     "auroc_delta": "AUROC minus placebo",
     "auroc_vs_decoy": "AUROC vs decoy",
@@ -72,7 +79,7 @@ def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
 def differences_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
     """The differences for people; an asterisk where the interval leaves out zero."""
     frame = differences_frame(table, results)
-    metric = NAMES[table.metric]
+    metric = METRIC_NAMES[table.metric]
     headers = ("attack", "defense", metric, f"of {table.against}", "difference", "interval", "")
     rows, styles = [], {}
     for number, row in enumerate(frame.to_dict("records")):
@@ -168,9 +175,9 @@ def ranks_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
         notes += _tested(found)
     return TextTable(
         name=name,
-        title=f"Mean ranks by {NAMES[table.metric]}, profile {results.manifest.profile}",
+        title=f"Mean ranks by {METRIC_NAMES[table.metric]}, profile {results.manifest.profile}",
         notes=(*notes, *([left] if left else [])),
-        headers=("defense", "mean rank", f"mean {NAMES[table.metric]}", "blocks"),
+        headers=("defense", "mean rank", f"mean {METRIC_NAMES[table.metric]}", "blocks"),
         rows=tuple(
             (
                 row["defense"],

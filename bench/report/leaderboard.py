@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -254,8 +255,18 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
         floor = -1.0 if COLUMNS[metric].unit.startswith("-1") else 0.0
         low, high = (max(bounds[0], floor), min(bounds[1], 1.0)) if bounds else (None, None)
         mean[f"{metric}_low"], mean[f"{metric}_high"] = low, high
+    for name in ("encoder_verdict", "encoder_verdict_twin"):
+        mean[name] = _verdicts([row[name] for row in rows])
     mean["reason"] = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
     return mean
+
+
+def _verdicts(verdicts: list[str]) -> str:
+    """The verdict of all seeds, or how many said which: ``backdoored 2/3, clean 1/3``."""
+    found = Counter(verdict for verdict in verdicts if verdict)
+    if len(found) == 1 and found.total() == len(verdicts):
+        return verdicts[0]
+    return ", ".join(f"{name} {count}/{len(verdicts)}" for name, count in sorted(found.items()))
 
 
 def _missing(

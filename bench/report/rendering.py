@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.report.declared import Tables
 from bench.report.export import table_text
 from bench.report.schema import Manifest, load_manifest, load_results, read_manifest_document
+from bench.store import MANIFEST
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
@@ -114,11 +115,15 @@ def _contents(results_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _digest(results_dir: Path, manifest: Manifest) -> str:
-    """SHA-256 over the report's version, the manifest's order and every ``cell.json``."""
+    """SHA-256 over the report's version, the manifest's order and every cell: its ``cell.json``,
+    and the seal that holds the digests of its other files."""
     cells = {}
     for key in manifest.cells:
-        path = results_dir / "cells" / key / "cell.json"
-        cells[key] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        paths = (results_dir / "cells" / key / name for name in ("cell.json", MANIFEST))
+        cells[key] = [
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            for path in paths
+        ]
     document = {
         "version": REPORT_VERSION,
         "profile": manifest.profile,

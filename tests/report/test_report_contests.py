@@ -14,6 +14,7 @@ from bench.report.contests import (
     ranks_text,
 )
 from bench.report.declared import DeclaredTable
+from bench.report.plots import draw_all
 from bench.report.reported import reported_figures, reported_frame, reported_text
 from bench.report.schema import load_results
 from bench.report.verdicts import encoders_frame, encoders_text
@@ -123,6 +124,13 @@ def test_ranks_from_ten_blocks_on_come_with_tests(tmp_path):
     notes = " ".join(ranks_text("ranks", RANKS, load_results(tmp_path)).notes)
     assert "Friedman's test over 10 blocks: p = 4.5e-05." in notes
     assert "a and c" in notes
+
+
+def test_a_critical_difference_diagram_is_drawn_from_ten_blocks_on(tmp_path):
+    for count, drawn in ((9, []), (10, ["critical_difference_ranks"])):
+        results_of(tmp_path / str(count), matrix(count))
+        stems = [stem for stem, _ in draw_all(load_results(tmp_path / str(count)))]
+        assert [stem for stem in stems if stem.startswith("critical")] == drawn
 
 
 def test_a_block_counts_only_where_every_defense_is_ok(tmp_path):

@@ -244,3 +244,17 @@ def test_unknown_names_are_answered_with_the_valid_ones_and_the_nearest(make_res
         export(folder, "markdwn")
     with pytest.raises(ValueError, match=r"unknown table 'x'; valid: cells, costs"):
         export(folder, "csv", "x")
+
+
+def test_verdicts_over_seeds_are_counted_where_they_differ(tmp_path):
+    said = {0: ("backdoored", "clean"), 1: ("backdoored", ""), 2: ("clean", "clean")}
+    keys = [
+        write_cell(
+            tmp_path, "x", "d", s, row={"encoder_verdict": one, "encoder_verdict_twin": other}
+        )
+        for s, (one, other) in said.items()
+    ]
+    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1, 2))
+    [row] = over_seeds(load_results(tmp_path)).to_dict("records")
+    assert row["encoder_verdict"] == "backdoored 2/3, clean 1/3"
+    assert row["encoder_verdict_twin"] == "clean 2/3"

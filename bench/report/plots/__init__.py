@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
+from bench.report.contests import METRIC_NAMES, ranking
 from bench.report.curves import cell_scores
 from bench.report.plots.attacks import embedding_figure, triggers_figure
 from bench.report.plots.cost import cost_figure
@@ -42,7 +43,9 @@ __all__ = [
 def draw_all(results: Results) -> Iterator[tuple[str, Figure]]:
     """Every plot of ``results`` as (file stem, figure), one at a time.
 
-    The heatmap and the costs average seeds; everything else shows the lowest seed and says so.
+    The heatmap, the costs and the ranks average seeds; everything else shows the lowest seed and
+    says so. There is a critical-difference diagram for every declared table of ranks that has
+    blocks enough for its tests.
     """
     if not results.cells:
         return
@@ -56,7 +59,19 @@ def draw_all(results: Results) -> Iterator[tuple[str, Figure]]:
     ):
         if figure is not None:
             yield stem, figure
+    yield from _of_each_ranking(results)
     yield from _of_each_attack(attacks)
+
+
+def _of_each_ranking(results: Results) -> Iterator[tuple[str, Figure]]:
+    for name, table in results.manifest.further_tables.items():
+        if table.kind != "ranks":
+            continue
+        _, found, _ = ranking(table, results)
+        if found is not None and found.p_values is not None:
+            title = f"{METRIC_NAMES[table.metric]}, {found.blocks} blocks"
+            figure = critical_difference_figure(found.ranks, found.p_values, title)
+            yield f"critical_difference_{name}", figure
 
 
 def _of_each_attack(attacks: Sequence[AttackColumn]) -> Iterator[tuple[str, Figure]]:
