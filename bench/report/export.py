@@ -15,7 +15,8 @@ from bench.report.contests import differences_frame, differences_text, ranks_fra
 from bench.report.declared import BUILT_IN, Tables
 from bench.report.formats import TextTable, to_csv, to_html, to_json, to_latex, to_markdown
 from bench.report.page import leaderboard_page
-from bench.report.pivot import pivot_frame, pivot_text
+from bench.report.pivot import pivot_frame
+from bench.report.pivot_text import pivot_text
 from bench.report.presentation import leaderboard_table, plain_table, summary_table
 from bench.report.reported import reported_frame, reported_text
 from bench.report.schema import Results, load_results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,13 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from bench.report.arrays import (
+    ReportError,
+    check_figures,
+    check_pictures,
+    damaged,
+    read_arrays,
+)
 from bench.report.columns import (
     COLUMNS,
     LEADERBOARD_COLUMNS,
@@ -53,10 +59,6 @@ _SECTIONS: dict[str, type] = {
     "downstream": list,
     "intervals": dict,
 }
-
-
-class ReportError(ValueError):
-    """A results folder that cannot be read; the message is one line and names the file."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class StoredCell:
         try:
             return pd.read_parquet(path, columns=list(SCORE_COLUMNS))
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
 
     def draws(self) -> dict[str, np.ndarray]:
         """``auroc`` and, where there are any, ``auroc_placebo`` and ``auroc_vs_decoy`` in every
@@ -211,7 +213,7 @@ class StoredCell:
             When ``draws.npz`` is damaged.
         """
         path = self.path / "draws.npz"
-        arrays = _read_arrays(path) or {}
+        arrays = read_arrays(path) or {}
         for name, array in arrays.items():
             if array.dtype.kind != "f" or array.ndim != 1:
                 raise ReportError(f"{path}: damaged, {name!r} is {array.dtype} {array.shape}")
@@ -227,9 +229,9 @@ class StoredCell:
             input image.
         """
         path = self.path / "figures.npz"
-        arrays = _read_arrays(path)
+        arrays = read_arrays(path)
         if arrays is not None:
-            _check_figures(arrays, path)
+            check_figures(arrays, path)
         return arrays
 
     def attack_pictures(self) -> dict[str, np.ndarray] | None:
@@ -246,9 +248,9 @@ class StoredCell:
             When the file is damaged or an array has another shape.
         """
         path = self.path / "attack.npz"
-        arrays = _read_arrays(path)
+        arrays = read_arrays(path)
         if arrays is not None:
-            _check_pictures(arrays, path)
+            check_pictures(arrays, path)
         return arrays
 
 
@@ -306,7 +308,7 @@ def load_manifest(results_dir: Path) -> Manifest:
     except KeyError as error:
         raise ReportError(f"{path}: damaged, it has no {error}") from None
     except (TypeError, ValueError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def load_cells(results_dir: Path) -> list[StoredCell]:
@@ -401,66 +403,11 @@ def _typed(value: Any, kind: str) -> Any:
     return int(value) if kind == "integer" else float(value)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an npz file without objects; None when there is no file."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
-
-
-def _check_pictures(arrays: dict[str, np.ndarray], path: Path) -> None:
-    needed = ("clean", "triggered", "difference", "gain", "victim_points", "victim_groups")
-    for name in needed:
-        if name not in arrays:
-            raise ReportError(f"{path}: damaged, it has no {name!r}")
-    for name in ("clean", "triggered", "difference", "decoy"):
-        picture = arrays.get(name, arrays["clean"])
-        if picture.dtype != np.uint8 or picture.shape != arrays["clean"].shape or picture.ndim != 4:
-            raise ReportError(
-                f"{path}: damaged, {name!r} is {picture.dtype} {picture.shape}, "
-                "should be uint8 (M, H, W, 3) like the others"
-            )
-    for encoder in ("victim", "twin"):
-        points = arrays.get(f"{encoder}_points")
-        if points is None:
-            continue
-        groups, variance = (arrays.get(f"{encoder}_{name}") for name in ("groups", "variance"))
-        if groups is None or variance is None or variance.shape != (2,):
-            raise ReportError(f"{path}: damaged, {encoder}_points has no groups or variance")
-        if points.shape != (len(groups), 2) or not np.isfinite(points).all():
-            raise ReportError(f"{path}: damaged, '{encoder}_points' is {points.shape}")
-
-
-def _check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:
-    for name in ("input", "condition", "image"):
-        if name not in arrays:
-            raise ReportError(f"{path}: damaged, it has no {name!r}")
-    count = arrays["input"].shape[0] if arrays["input"].ndim else 0
-    for name, array in arrays.items():
-        if array.shape[:1] != (count,):
-            raise ReportError(f"{path}: damaged, {name!r} is {array.shape}, not of {count} images")
-        pictures = name not in ("condition", "image")
-        if pictures and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3):
-            raise ReportError(
-                f"{path}: damaged, {name!r} is {array.dtype} {array.shape}, "
-                "should be uint8 (M, H, W, 3)"
-            )
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     if not isinstance(document, dict):
         raise ReportError(f"{path}: damaged, not a JSON object")
     return document
-
-
-def _damaged(path: Path, error: Exception) -> ReportError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return ReportError(f"{path}: damaged or unreadable ({first_line})")

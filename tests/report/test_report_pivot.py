@@ -10,7 +10,8 @@ from stored_cells import DECLARED, write_cell, write_manifest
 from bench.report.columns import COLUMNS
 from bench.report.declared import BUILT_IN, RATES, DeclaredTable
 from bench.report.export import export
-from bench.report.pivot import SHORT, pivot, pivot_frame, pivot_text
+from bench.report.pivot import pivot, pivot_frame
+from bench.report.pivot_text import SHORT, pivot_text
 from bench.report.schema import load_results
 
 DETECTION = DeclaredTable(

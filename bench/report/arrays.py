@@ -1,0 +1,69 @@
+"""Reads the array files of a stored cell, and the error for what cannot be read."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["ReportError", "check_figures", "check_pictures", "damaged", "read_arrays"]
+
+
+class ReportError(ValueError):
+    """A results folder that cannot be read; the message is one line and names the file."""
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an npz file without objects; None when there is no file."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise damaged(path, error) from None
+
+
+def check_pictures(arrays: dict[str, np.ndarray], path: Path) -> None:
+    needed = ("clean", "triggered", "difference", "gain", "victim_points", "victim_groups")
+    for name in needed:
+        if name not in arrays:
+            raise ReportError(f"{path}: damaged, it has no {name!r}")
+    for name in ("clean", "triggered", "difference", "decoy"):
+        picture = arrays.get(name, arrays["clean"])
+        if picture.dtype != np.uint8 or picture.shape != arrays["clean"].shape or picture.ndim != 4:
+            raise ReportError(
+                f"{path}: damaged, {name!r} is {picture.dtype} {picture.shape}, "
+                "should be uint8 (M, H, W, 3) like the others"
+            )
+    for encoder in ("victim", "twin"):
+        points = arrays.get(f"{encoder}_points")
+        if points is None:
+            continue
+        groups, variance = (arrays.get(f"{encoder}_{name}") for name in ("groups", "variance"))
+        if groups is None or variance is None or variance.shape != (2,):
+            raise ReportError(f"{path}: damaged, {encoder}_points has no groups or variance")
+        if points.shape != (len(groups), 2) or not np.isfinite(points).all():
+            raise ReportError(f"{path}: damaged, '{encoder}_points' is {points.shape}")
+
+
+def check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:
+    for name in ("input", "condition", "image"):
+        if name not in arrays:
+            raise ReportError(f"{path}: damaged, it has no {name!r}")
+    count = arrays["input"].shape[0] if arrays["input"].ndim else 0
+    for name, array in arrays.items():
+        if array.shape[:1] != (count,):
+            raise ReportError(f"{path}: damaged, {name!r} is {array.shape}, not of {count} images")
+        pictures = name not in ("condition", "image")
+        if pictures and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3):
+            raise ReportError(
+                f"{path}: damaged, {name!r} is {array.dtype} {array.shape}, "
+                "should be uint8 (M, H, W, 3)"
+            )
+
+
+def damaged(path: Path, error: Exception) -> ReportError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return ReportError(f"{path}: damaged or unreadable ({first_line})")
