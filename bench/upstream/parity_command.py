@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PROFILE = "upstream"
 SEEDS = (0, 1, 2)
-UNEXPLAINED = ("differs", "undecided")
+DIFFERS, UNDECIDED = "differs", "undecided"
 
 
 def parity(
@@ -68,12 +68,20 @@ def parity(
 
 
 def _tell(found: list[Result], folder: Path) -> None:
-    """Counts of verdicts, and every difference that nothing explains: then the exit status is 1."""
+    """Counts of verdicts, and every difference that nothing explains: then the exit status is 1.
+
+    What these seeds leave undecided is listed too, and is no difference: zero lies in its interval.
+    """
     counts = Counter(row.verdict.partition(":")[0] for row in found)
     typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    left = [row for row in found if row.verdict.startswith(UNEXPLAINED) and not row.explained_by]
-    for row in left:
-        typer.echo(f"unexplained: {row.repository} {row.probe}, {row.what}: {row.difference}")
+    open_ = [row for row in found if not row.explained_by]
+    left = [row for row in open_ if row.verdict.startswith(DIFFERS)]
+    for word, rows in (
+        ("unexplained", left),
+        (UNDECIDED, [row for row in open_ if row.verdict == UNDECIDED]),
+    ):
+        for row in rows:
+            typer.echo(f"{word}: {row.repository} {row.probe}, {row.what}: {row.difference}")
     typer.echo(f"written: {folder / 'parity.md'}")
     if left:
         raise typer.Exit(1)
