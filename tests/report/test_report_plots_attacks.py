@@ -81,7 +81,7 @@ def test_the_gallery_shows_controls_last_and_states_the_gain(columns):
         strip = np.asarray(axis.images[0].get_array())
         for place in range(2):
             start = place * 34
-            expected = columns[0].pictures[name][place]
+            expected = columns[0].pictures[name][-place]  # the first and the last
             np.testing.assert_array_equal(strip[:, start : start + 32], expected)
     assert "no decoy" in _texts(figure)  # the control has none
 

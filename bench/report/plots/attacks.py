@@ -22,7 +22,6 @@ GROUPS = {
 """Group of embeddings -> legend, marker and colour, drawn in this order."""
 
 _ENCODERS = {"victim": "victim", "twin": "clean twin"}
-_IMAGES_SHOWN = 2
 
 
 def embedding_figure(attack: AttackColumn, pictures: dict[str, np.ndarray]) -> Figure:
@@ -77,7 +76,9 @@ def triggers_figure(attacks: Sequence[AttackColumn]) -> Figure | None:
         pictures = attack.pictures or {}
         for axis, name in zip(panels[line], names, strict=True):
             if name in pictures:
-                show_strip(axis, pictures[name][:_IMAGES_SHOWN])
+                # Neighbours in a sorted set are often of one class.
+                ends = sorted({0, len(pictures[name]) - 1})
+                show_strip(axis, pictures[name][ends])
             else:
                 axis.text(0.5, 0.5, f"no {name}", ha="center", va="center", size=7.5)
                 axis.set_axis_off()

@@ -131,17 +131,10 @@ def _row(axes: Sequence[Axes], entry: Costs, codes: Mapping[str, Code]) -> None:
     places = ladder(labelled["auroc"].to_numpy(), low + gap / 2, high - gap / 2, gap)
     middle.set(xlim=(0, 1))
     middle.set_axis_off()
-    for (name, row), place in zip(labelled.iterrows(), places, strict=True):
+    for name, place in zip(labelled.index, places, strict=True):
         color, marker = codes[str(name)]
         middle.plot([0.06], [place], marker, color=color, markersize=5)
         middle.text(0.12, place, shortened(str(name), 26), va="center", size=8)
-        for axis, (metric, _, least) in zip((left, right), PANELS, strict=True):
-            edge = axis.get_xlim()[axis is left]
-            axis.plot(
-                [max(row[metric], least), edge], [row["auroc"], place],
-                color=color, linewidth=0.5, alpha=0.6, zorder=1,
-            )  # fmt: skip
-            axis.set_xlim(axis.get_xlim())
     left.set_title(_caption(entry), size=8.5, loc="left")
 
 
