@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import registry
 from bench.cells import CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
-from bench.configfile import ConfigFile, file_parameters
+from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, topological
 from bench.lineage import Lineage
@@ -21,6 +20,7 @@ from bench.matrix import Planner
 from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
 from bench.recipes import describe_recipe, recipe_type
+from bench.resolving import resolve_component
 from bench.store import Store, file_digest, write_atomically
 from bench.victims import VictimFiles
 
@@ -366,57 +366,6 @@ class Session:
             # float32 means float32: scores must not depend on batching.
             torch.backends.cudnn.allow_tf32 = False
             torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def resolve_component(
-    root: Path, group: str, name: str, parameters: Mapping[str, Any]
-) -> Component:
-    """What keys and skips need to know about a component with the given parameters.
-
-    ``root`` is the folder that paths among the parameters refer to.
-    """
-    from bench.api import Control, DataPoisoning
-    from bench.upstream.component import TrainsUpstream, UpstreamComponent
-
-    component = registry.load(group, name)
-    instance = component.model_validate(dict(parameters))
-    missing = registry.missing_packages(component)
-    skip = (
-        f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
-    )
-    kind = "defense" if group == "defenses" else "model-poisoning"
-    if issubclass(component, Control):
-        kind = "control"
-    elif issubclass(component, DataPoisoning):
-        kind = "data-poisoning"
-    recipe = getattr(instance, "recipe", None)
-    described = None if recipe is None else describe_recipe(recipe)
-    revision, reduced = "", ""
-    if isinstance(instance, UpstreamComponent):
-        revision, reduced = instance.revision(), instance.reduced()
-        skip = skip or instance.absent()
-    if isinstance(instance, TrainsUpstream):
-        # Victim and twin are trained by the authors' code, as every parameter tells it to.
-        parameters = {"attack": name, "revision": revision, **instance.parameters()}
-        described = {"name": "upstream", "version": component.version, "parameters": parameters}
-    return Component(
-        name=name,
-        version=component.version,
-        parameters=instance.parameters(),
-        files={
-            field: file_digest(root / path) for field, path in file_parameters(instance).items()
-        },
-        kind=kind,
-        family=getattr(component, "family", "ssl"),
-        recipe=described,
-        requires=frozenset(getattr(instance, "requires", frozenset())),
-        scoring=frozenset(getattr(component, "scoring_parameters", frozenset())),
-        reference=bool(getattr(component, "reference", False)),
-        references=getattr(instance, "references", 0),
-        skip=skip,
-        revision=revision,
-        reduced=reduced,
-    )
 
 
 def data_roots(file: ConfigFile) -> list[Path]:

@@ -90,7 +90,7 @@ def _train(
         "progress": workspace.progress,
     }
     if recipe["name"] == "upstream":
-        return _train_upstream(stage, workspace, images, captions, groups)
+        return _train_upstream(stage, workspace, images, captions)
     if recipe["name"] == "ssl":
         return pretrain_ssl(
             SSLRecipe.model_validate(recipe["parameters"]),
@@ -129,7 +129,6 @@ def _train_upstream(
     workspace: Workspace,
     images: ImageSet,
     captions: list[str] | None,
-    groups: Tensor | None,
 ) -> tuple[Encoder, dict[str, float]]:
     """The authors' training; victim and twin take this same path."""
     parameters = dict(stage.spec["recipe"]["parameters"])
@@ -141,7 +140,6 @@ def _train_upstream(
             encoder=_start(stage, workspace, images, generator),
             images=images,
             captions=captions,
-            groups=groups,
             generator=generator,
             device=workspace.device,
         )

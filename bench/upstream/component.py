@@ -98,8 +98,6 @@ class TrainerWorld:
         The training images, some of them poisoned or none.
     captions
         One per image, for image-text training; None otherwise.
-    groups
-        int64 (N,): images with the same number mean the same; None otherwise.
     generator
         The only source of randomness, on the CPU: equal for victim and twin.
     """
@@ -107,7 +105,6 @@ class TrainerWorld:
     encoder: Encoder
     images: ImageSet
     captions: list[str] | None
-    groups: Tensor | None
     generator: torch.Generator
     device: torch.device
 

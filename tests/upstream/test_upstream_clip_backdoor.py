@@ -41,7 +41,6 @@ def trainer(images, encoder, captions):
         encoder=encoder.clone(),
         images=images.without_labels(),
         captions=captions,
-        groups=None,
         generator=torch.Generator().manual_seed(2),
         device=torch.device("cpu"),
     )

@@ -38,7 +38,6 @@ def trained(attack: UpstreamCTRL, images: ImageSet) -> tuple[Encoder, dict[str, 
             encoder=fresh(),
             images=images.without_labels(),
             captions=None,
-            groups=None,
             generator=torch.Generator().manual_seed(1),
             device=torch.device("cpu"),
         )
