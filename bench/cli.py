@@ -151,14 +151,26 @@ def report(
     config: ConfigOption = DEFAULT_CONFIG,
     profile: ProfileOption = None,
     results: ResultsOption = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="of every profile that has been run")
+    ] = False,
 ) -> None:
     """Rebuild every table and plot from stored cells, with the tables that the file declares."""
     from bench.report import declare_tables, render
 
-    folder = _results(config, profile, results)
-    declare_tables(folder, _file(config).config.tables)
-    for path in render(folder):
-        typer.echo(_shown(path))
+    file = _file(config)
+    folders = [_results(config, profile, results)]
+    if every:
+        if profile is not None:
+            raise InputError("--all and --profile exclude each other")
+        found = (_results(config, name, results) for name in file.config.profiles)
+        folders = [folder for folder in found if (folder / "manifest.json").is_file()]
+        if not folders:
+            raise InputError("no profile has been run; `bench run` writes a manifest.json")
+    for folder in folders:
+        declare_tables(folder, file.config.tables)
+        for path in render(folder):
+            typer.echo(_shown(path))
 
 
 @app.command()

@@ -317,6 +317,20 @@ def test_command_line_reports_a_finished_run(tiny_run):
     assert command("doctor", cwd=folder).returncode == 0
 
 
+def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.results, tmp_path / "results" / "tiny")
+    declared = {"mine": {"columns": "defense", "metrics": ["auroc"], "controls": ["auroc_placebo"]}}
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(TINY | {"tables": declared}))
+    ran = command("report", "--all", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    table = pd.read_csv(tmp_path / "results" / "tiny" / "tables" / "mine.csv", index_col="attack")
+    assert list(table.index) == ["badencoder", "none"]
+    stored = leaderboard(tiny_run).set_index(["attack", "defense"])
+    for defense in ("mahalanobis", "dede-id"):
+        value = float(stored.loc[("badencoder", defense), "auroc"])
+        assert table.loc["badencoder", f"{defense}/auroc"] == pytest.approx(value)
+
+
 def test_failed_cell_gives_exit_status_one(tmp_path):
     """A target class that no image carries: the attack cannot find references."""
     broken = yaml.safe_load(yaml.safe_dump(TINY))
