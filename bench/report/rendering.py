@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.report.declared import Tables
+from bench.report.drawing import drawn
 from bench.report.export import table_text
 from bench.report.schema import Manifest, load_manifest, load_results, read_manifest_document
 from bench.store import MANIFEST
@@ -105,13 +106,8 @@ def _contents(results_dir: Path) -> Iterator[tuple[str, bytes]]:
         yield name, table_text(results, form, table).encode()
     if not results.cells:
         return
-    from bench.report.plots import draw_all  # matplotlib costs a second: only who draws pays it
-    from bench.report.style import encoded, plot_style
-
-    with plot_style():
-        for stem, figure in draw_all(results):
-            for suffix, content in encoded(figure).items():
-                yield f"plots/{stem}.{suffix}", content
+    for name, content in drawn(results_dir, results).items():
+        yield f"plots/{name}", content
 
 
 def _digest(results_dir: Path, manifest: Manifest) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from stored_cells import write_cell, write_manifest
 
-from bench.report import ReportError, is_current, load_cells, render
+from bench.report import ReportError, is_current, load_cells, load_results, render
+from bench.report.drawing import drawn
 from bench.report.export import export
 
 TWO = {"dede": 2.0, "knn": 1.2}
@@ -189,3 +190,30 @@ def test_a_missing_or_damaged_manifest_is_one_line(tmp_path, content):
     with pytest.raises(ReportError, match=r"manifest\.json") as error:
         render(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_plots_are_the_same_bytes_however_many_processes_draw(make_results):
+    folder = make_results(count=60, figures=True)
+    results = load_results(folder)
+    alone, shared = (drawn(folder, results, processes) for processes in (1, 3))
+    assert list(alone) == list(shared)
+    assert alone == shared
+    assert {"heatmap.png", "roc_drupe.pdf"} <= set(alone)
+
+
+def test_damage_that_another_process_meets_is_one_line_all_the_same(make_results):
+    folder = make_results(count=60)
+    results = load_results(folder)
+    for cell in results.cells:
+        if cell.row["attack"] == "drupe":  # falls to the second process
+            (cell.path / "scores.parquet").write_bytes(b"damaged")
+    with pytest.raises(ReportError, match=r"^[^ ]*scores\.parquet: damaged"):
+        drawn(folder, results, 2)
+
+
+def test_another_failure_of_a_process_says_what_it_said_last(make_results, monkeypatch):
+    folder = make_results(count=60)
+    monkeypatch.setenv("MPLBACKEND", "no-such-backend")
+    results = load_results(folder)
+    with pytest.raises(RuntimeError, match=r"drawing plots failed: .*no-such-backend"):
+        drawn(folder, results, 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -33,6 +34,7 @@ __all__ = [
     "heatmap_figure",
     "histogram_figure",
     "inverted_triggers_figure",
+    "plots_of",
     "reconstruction_figure",
     "roc_figure",
     "slug",
@@ -47,9 +49,26 @@ def draw_all(results: Results) -> Iterator[tuple[str, Figure]]:
     says so. There is a critical-difference diagram for every declared table of ranks that has
     blocks enough for its tests.
     """
+    yield from plots_of(results, 0, 1)
+
+
+def plots_of(results: Results, share: int, shares: int) -> Iterator[tuple[str, Figure]]:
+    """The plots of :func:`draw_all` that fall to one of ``shares`` processes, the 0-based
+    ``share``: together they draw each once."""
     if not results.cells:
         return
     attacks = attack_cells(results)
+    taken: set[str] = set()
+    names = [slug(attack.name, taken) for attack in attacks]
+    parts: list[Callable[[], Iterator[tuple[str, Figure]]]] = [
+        partial(_of_attack, attack, name) for attack, name in zip(attacks, names, strict=True)
+    ]
+    parts.append(partial(_overviews, results, attacks))
+    for part in parts[share::shares]:
+        yield from part()
+
+
+def _overviews(results: Results, attacks: Sequence[AttackColumn]) -> Iterator[tuple[str, Figure]]:
     yield "heatmap", heatmap_figure(results)
     for stem, figure in (
         ("cost", cost_figure(results)),
@@ -59,11 +78,6 @@ def draw_all(results: Results) -> Iterator[tuple[str, Figure]]:
     ):
         if figure is not None:
             yield stem, figure
-    yield from _of_each_ranking(results)
-    yield from _of_each_attack(attacks)
-
-
-def _of_each_ranking(results: Results) -> Iterator[tuple[str, Figure]]:
     for name, table in results.manifest.further_tables.items():
         if table.kind != "ranks":
             continue
@@ -74,19 +88,16 @@ def _of_each_ranking(results: Results) -> Iterator[tuple[str, Figure]]:
             yield f"critical_difference_{name}", figure
 
 
-def _of_each_attack(attacks: Sequence[AttackColumn]) -> Iterator[tuple[str, Figure]]:
-    taken: set[str] = set()
-    for attack in attacks:
-        name = slug(attack.name, taken)
-        if attack.pictures is not None:
-            yield f"embedding_{name}", embedding_figure(attack, attack.pictures)
-        if not attack.measured:
-            continue
-        scores = {cell.key: cell_scores(cell) for cell in attack.measured}
-        yield f"roc_{name}", roc_figure(attack, scores)
-        yield f"scores_{name}", histogram_figure(attack, scores)
-        drawn: set[str] = set()
-        for cells, figures in cells_with_pictures(attack):
-            labels = [cell.row["defense"] for cell in cells]
-            stem = f"reconstructions_{name}_{slug(labels[0], drawn)}"
-            yield stem, reconstruction_figure(attack.title, ", ".join(labels), figures)
+def _of_attack(attack: AttackColumn, name: str) -> Iterator[tuple[str, Figure]]:
+    if attack.pictures is not None:
+        yield f"embedding_{name}", embedding_figure(attack, attack.pictures)
+    if not attack.measured:
+        return
+    scores = {cell.key: cell_scores(cell) for cell in attack.measured}
+    yield f"roc_{name}", roc_figure(attack, scores)
+    yield f"scores_{name}", histogram_figure(attack, scores)
+    drawn: set[str] = set()
+    for cells, figures in cells_with_pictures(attack):
+        labels = [cell.row["defense"] for cell in cells]
+        stem = f"reconstructions_{name}_{slug(labels[0], drawn)}"
+        yield stem, reconstruction_figure(attack.title, ", ".join(labels), figures)
