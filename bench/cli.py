@@ -204,6 +204,8 @@ def export(
     known = table_names(_file(config).config.tables.declared)
     if table not in known:
         raise InputError(f"unknown table {table!r}{nearest(table, known)}")
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder; -o names a file")
     text = exported(_results(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)

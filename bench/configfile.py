@@ -64,7 +64,14 @@ class ConfigFile:
                         location, f"unknown dataset {name!r}{nearest(name, config.datasets)}"
                     )
 
+        rates = {0.01, 0.05, config.protocol.calibration_fpr}
         for name, table in config.tables.declared.items():
+            if table.threshold_fpr is not None and table.threshold_fpr not in rates:
+                raise fail(
+                    ("tables", name, "threshold_fpr"),
+                    f"no cell stores thresholds at {table.threshold_fpr:g}; "
+                    f"there are: {', '.join(f'{rate:g}' for rate in sorted(rates))}",
+                )
             for position, profile in enumerate(table.profiles):
                 if profile not in config.profiles:
                     raise fail(

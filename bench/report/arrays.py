@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ReportError(f"{path}: damaged, it is no archive of arrays")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ReportError):
+            raise
         raise damaged(path, error) from None
 
 
@@ -32,11 +38,14 @@ def check_pictures(arrays: dict[str, np.ndarray], path: Path) -> None:
             raise ReportError(f"{path}: damaged, it has no {name!r}")
     for name in ("clean", "triggered", "difference", "decoy"):
         picture = arrays.get(name, arrays["clean"])
-        if picture.dtype != np.uint8 or picture.shape != arrays["clean"].shape or picture.ndim != 4:
+        alike = picture.dtype == np.uint8 and picture.shape == arrays["clean"].shape
+        if not (alike and picture.ndim == 4 and picture.shape[-1] == 3):
             raise ReportError(
                 f"{path}: damaged, {name!r} is {picture.dtype} {picture.shape}, "
                 "should be uint8 (M, H, W, 3) like the others"
             )
+    if arrays["gain"].shape != () or arrays["gain"].dtype.kind != "f":
+        raise ReportError(f"{path}: damaged, 'gain' is no number")
     for encoder in ("victim", "twin"):
         points = arrays.get(f"{encoder}_points")
         if points is None:

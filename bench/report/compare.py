@@ -124,7 +124,9 @@ def comparison_text(found: Comparison) -> str:
     lines += ["", "Between the runs:"]
     lines += [f"  {text}" for text in found.differences] or ["  nothing differs"]
     moved = {tuple(move.cell.values()) for move in found.moves}
-    lines += ["", f"Moved: {len(found.moves)} figures in {len(moved)} cells"]
+    figures = "1 figure" if len(found.moves) == 1 else f"{len(found.moves)} figures"
+    cells = "1 cell" if len(moved) == 1 else f"{len(moved)} cells"
+    lines += ["", f"Moved: {figures} in {cells}"]
     lines += [_move_line(move) for move in found.moves]
     causes: dict[tuple[str, ...], set[str]] = {}
     for move in found.moves:
@@ -191,6 +193,10 @@ def _causes(before: StoredCell, after: StoredCell) -> tuple[str, ...]:
     ]
     if new:
         causes.append(f"first stage that is not the same: {new[0]['kind']} ({new[0]['label']})")
+    elif len(stages[0]) != len(stages[1]):
+        kept = {stage["key"] for stage in stages[1]}
+        gone = [stage["label"] for stage in stages[0] if stage["key"] not in kept]
+        causes.append(f"stages that are gone: {', '.join(gone)}")
     for name in ("code_version", "environment", "versions", "hardware"):
         pair = [cell.provenance.get(name) or {} for cell in (before, after)]
         causes += _changed(*({name: value} for value in pair))

@@ -12,7 +12,12 @@ from bench.evaluation.bootstrap import percentile_interval
 from bench.evaluation.ranking import Ranking, compare_over_blocks
 from bench.report.declared import DeclaredTable
 from bench.report.formats import TextTable
-from bench.report.leaderboard import attack_columns, plain_rows, strict_mean
+from bench.report.leaderboard import (
+    attack_columns,
+    plain_rows,
+    strict_mean,
+    worst_status,
+)
 from bench.report.presentation import ABSENT, decimals, state_notes
 from bench.report.schema import Results, StoredCell
 
@@ -52,7 +57,6 @@ def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
             if defense == table.against or not shared:
                 continue
             mine, other = [cells[s] for s in shared], [base[s] for s in shared]
-            worst = [cell.status for cell in (*mine, *other) if cell.status != "ok"]
             value, against = (
                 strict_mean([cell.row[table.metric] for cell in found]) for found in (mine, other)
             )
@@ -63,7 +67,7 @@ def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
                     "attack": attack,
                     "defense": defense,
                     "against": table.against,
-                    "status": worst[0] if worst else "ok",
+                    "status": worst_status(cell.status for cell in (*mine, *other)),
                     "seeds": f"{len(shared)}/{len(seeds)}",
                     "value": value,
                     "value_against": against,
@@ -80,7 +84,12 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
     """The differences for people; an asterisk where the interval leaves out zero."""
     frame = differences_frame(table, results)
     metric = METRIC_NAMES[table.metric]
-    headers = ("attack", "defense", metric, f"of {table.against}", "difference", "interval", "")
+    repeated = len(results.manifest.seeds) > 1
+    headers = (
+        *("attack", "defense", *(["seeds"] if repeated else [])),
+        *(metric, f"of {table.against}", "difference", "interval", ""),
+    )
+    first = 3 if repeated else 2
     rows, styles = [], {}
     for number, row in enumerate(frame.to_dict("records")):
         interval, clear = ABSENT, ""
@@ -92,6 +101,7 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
             (
                 row["attack"] + invalid,
                 row["defense"],
+                *([row["seeds"]] if repeated else []),
                 decimals(row["value"], 3),
                 decimals(row["value_against"], 3),
                 decimals(row["difference"], 3, "+"),
@@ -100,7 +110,7 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
             )
         )
         if invalid:
-            styles |= {(number, i): frozenset({"dim"}) for i in range(2, 6)}
+            styles |= {(number, i): frozenset({"dim"}) for i in range(first, first + 4)}
     attacks = list(frame["attack"])
     return TextTable(
         name=name,
@@ -108,7 +118,7 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
         notes=tuple(_difference_notes(table, frame, results)),
         headers=headers,
         rows=tuple(rows),
-        numeric=frozenset(range(2, 6)),
+        numeric=frozenset(range(2, first + 4)),
         rules_before=frozenset(i for i in range(1, len(rows)) if attacks[i] != attacks[i - 1]),
         styles=styles,
     )
@@ -125,25 +135,36 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
         for cell in results.cells
         if table.wants(cell.row) and not (cell.control or cell.analysis or cell.reduced)
     ]
-    values: dict[tuple[str, ...], dict[str, list[float | None]]] = {}
+    values: dict[tuple[str, ...], dict[str, dict[Any, float | None]]] = {}
     for cell in cells:
         row = cell.row
         block = values.setdefault((row["attack"], row["dataset"], row["encoder"]), {})
         value = row[table.metric] if cell.status == "ok" else None
-        block.setdefault(row["defense"], []).append(value)
-    seeds = len(results.manifest.seeds)
+        part = (row["seed"], row["downstream"], row["target"])
+        block.setdefault(row["defense"], {})[part] = value
     defenses = list(dict.fromkeys(cell.row["defense"] for cell in cells))
+    seeds = set(results.manifest.seeds)
     means: dict[tuple[str, ...], dict[str, float | None]] = {}
     for block, found in values.items():
-        lists = {d: found.get(d, []) for d in defenses}
-        means[block] = {d: strict_mean(v) if len(v) >= seeds else None for d, v in lists.items()}
+        sets = {part[1:] for parts in found.values() for part in parts}
+        wanted = [(seed, *rest) for seed in seeds for rest in sets]
+        means[block] = {
+            d: strict_mean([found.get(d, {}).get(part) for part in wanted]) for d in defenses
+        }
     valid = [b for b, row in means.items() if any(v is not None for v in row.values())]
     whole = [b for b in valid if None not in means[b].values()]
     scores = pd.DataFrame([means[b] for b in whole], columns=defenses, dtype=float)
     scores.index = pd.Index([" / ".join(b) for b in whole], dtype=object)
     left = [b[0] for b in valid if b not in whole]
-    said = f"Left out, because some defense has no value there: {', '.join(left)}." if left else ""
-    return scores, compare_over_blocks(scores) if len(scores) else None, said
+    said = (
+        [f"Left out, because some defense has no value there: {', '.join(left)}."] if left else []
+    )
+    absent = [
+        d for d in results.manifest.defenses if table.admits("defense", d) and d not in defenses
+    ]
+    if absent:
+        said.append(f"Without any cell, hence not ranked: {', '.join(absent)}.")
+    return scores, compare_over_blocks(scores) if len(scores) else None, " ".join(said)
 
 
 def ranks_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
@@ -196,6 +217,13 @@ def _tested(found: Ranking) -> Iterable[str]:
     p_values = found.p_values
     assert p_values is not None
     names = list(p_values.columns)
+    pairs = len(names) * (len(names) - 1) // 2
+    least = min(1.0, pairs * 2.0 ** (1 - found.blocks))
+    yield (
+        f"The smallest p that the pairwise test can reach with {len(names)} defenses on "
+        f"{found.blocks} blocks is {least:.2g}; where that is above 0.05, no pair can differ."
+    )
+    yield "Blocks share test images and clean encoders, so they are not fully independent."
     clear = [
         f"{first} and {second} ({p_values.loc[first, second]:.2g})"
         for place, first in enumerate(names)
@@ -221,8 +249,29 @@ def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Result
         yield "Seeds are averaged; intervals do not cover the variation between them."
     if len(frame) and frame["low"].isna().any():
         yield f"{ABSENT}: a cell of an earlier version kept no draws; rerun it for an interval."
-    if not len(frame):
-        yield f"No cell of {table.against} to compare with."
+    if len(results.manifest.seeds) > 1 and len(frame):
+        yield "Over the seeds that both defenses have, so the value of the other may vary by row."
+    gaps = _gaps(table, frame, results)
+    if gaps:
+        yield f"Without a pair: {', '.join(gaps)}."
+
+
+def _gaps(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> list[str]:
+    """Pairs of the matrix that have no row, in words."""
+    controls = {cell.row["attack"] for cell in results.cells if cell.control}
+    attacks = [a for a in results.manifest.attacks if a not in controls]
+    defenses = [d for d in results.manifest.defenses if d != table.against]
+    columns = attack_columns(plain_rows(results))
+    named = {cell.row["attack"]: columns[cell.key] for cell in results.cells}
+    there = set(zip(frame["attack"], frame["defense"], strict=True))
+    return [
+        f"{defense} on {attack}"
+        for attack in attacks
+        if table.admits("attack", attack)
+        for defense in defenses
+        if table.admits("defense", defense)
+        and not any(d == defense and a.startswith(named.get(attack, attack)) for a, d in there)
+    ]
 
 
 def _by_attack(

@@ -12,10 +12,13 @@ from bench.errors import nearest
 from bench.models import Model
 from bench.report.columns import COLUMNS
 
-__all__ = ["BUILT_IN", "FIELDS", "RATES", "DeclaredTable", "LeaderboardTable", "Tables"]
+__all__ = ["BUILT_IN", "CELLS", "FIELDS", "RATES", "DeclaredTable", "LeaderboardTable", "Tables"]
 
 BUILT_IN = ("leaderboard", "summary", "thresholds", "downstream")
 """Tables that every results folder has."""
+
+CELLS = "cells"
+"""The export of everything that is stored, JSON only; see docs/cells.md."""
 
 FIELDS = (
     *("attack", "defense", "dataset", "encoder", "downstream", "target"),
@@ -104,7 +107,7 @@ class DeclaredTable(Model):
     caption: str = ""
     profiles: tuple[str, ...] = ()
     where: dict[str, tuple[str, ...]] = {}
-    rows: tuple[str, ...] = ("attack",)
+    rows: tuple[str, ...] = Field(("attack",), min_length=1)
     columns: str | None = None
     fixed: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
@@ -124,7 +127,11 @@ class DeclaredTable(Model):
         if isinstance(value, str):
             return (value,)
         if isinstance(value, dict):
-            return {k: (v,) if isinstance(v, str) else v for k, v in value.items()}
+            plain = {k: [v] if isinstance(v, str | int | float) else v for k, v in value.items()}
+            return {
+                k: [str(item) for item in v] if isinstance(v, list | tuple) else v
+                for k, v in plain.items()
+            }
         return value
 
     @field_validator("rows", "columns", "where")
@@ -147,6 +154,12 @@ class DeclaredTable(Model):
                 raise ValueError("metrics is missing: the leaderboard columns to show")
             if self.columns in self.rows:
                 raise ValueError(f"{self.columns!r} is both in rows and in columns")
+            if self.average and ("attack" not in self.rows or self.columns != "defense"):
+                raise ValueError("average needs attack among the rows and columns: defense")
+            for name in ("rows", "fixed", "metrics", "controls"):
+                values = getattr(self, name)
+                if len(set(values)) < len(values):
+                    raise ValueError(f"{name} names something twice: {', '.join(values)}")
             _checked(self.best, (*self.metrics, *self.controls, *self.fixed), "metric of the table")
         if self.kind == "differences" and self.against is None:
             raise ValueError("against is missing: the defense to set the others against")
@@ -174,8 +187,12 @@ class Tables(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Tables:
+        seen: dict[str, str] = {}
         for name in self.declared:
-            if name in BUILT_IN:
+            other = seen.setdefault(name.casefold(), name)
+            if other != name:
+                raise ValueError(f"{name!r} and {other!r} would be one file")
+            if name.casefold() in (*BUILT_IN, CELLS):
                 raise ValueError(f"{name!r} is the name of a built-in table")
             if not all(part.isalnum() and part.isascii() for part in name.split("-")):
                 raise ValueError(f"{name!r} becomes a file name: letters, digits, hyphens")

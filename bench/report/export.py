@@ -12,7 +12,7 @@ from bench.errors import InputError, nearest
 from bench.report import leaderboard
 from bench.report.cells import cells_json
 from bench.report.contests import differences_frame, differences_text, ranks_frame, ranks_text
-from bench.report.declared import BUILT_IN, Tables
+from bench.report.declared import BUILT_IN, CELLS, Tables
 from bench.report.formats import TextTable, to_csv, to_html, to_json, to_latex, to_markdown
 from bench.report.page import leaderboard_page
 from bench.report.pivot import pivot_frame
@@ -43,9 +43,6 @@ _KINDS: dict[str, tuple[Callable[..., pd.DataFrame], Callable[..., TextTable]]] 
 
 FORMATS: tuple[str, ...] = (*_DATA_WRITERS, *_TEXT_WRITERS)
 """Names of the formats: csv and json carry every column, the others what people read."""
-
-CELLS = "cells"
-"""The export of everything that is stored, JSON only; see docs/cells.md."""
 
 
 def export(results_dir: Path, format: str, table: str = "leaderboard") -> str:

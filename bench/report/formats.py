@@ -161,8 +161,11 @@ def to_latex(table: TextTable) -> str:
             r"\centering",
             rf"\caption[{{{escape_latex(title)}}}]{{\footnotesize {caption}}}",
             rf"\label{{tab:{name}{'' if number == 1 else f'-{number}'}}}",
+            r"\vspace{0.5em}",
             *(_latex_tabular(table, rows) if table.rows else []),
             r"\end{table}",
+            # LaTeX holds 18 floats at most before it must set them.
+            *([r"\clearpage"] if number % 10 == 0 else []),
         ]
     return "\n".join(lines) + "\n"
 
@@ -335,6 +338,7 @@ _LATEX: dict[str, str] = {
     "†": r"\dag{}",
     "‡": r"\ddag{}",
     "§": r"\S{}",
+    "¶": r"\P{}",
     "–": "--",
     "…": r"\dots{}",
     "×": r"$\times$",

@@ -25,6 +25,7 @@ __all__ = [
     "t_interval",
     "thresholds",
     "varying_context",
+    "worst_status",
 ]
 
 CONTEXT = ("dataset", "encoder", "downstream", "target")
@@ -216,6 +217,11 @@ def varying_context(frame: pd.DataFrame) -> list[str]:
     """The context columns, backends included, that take more than one value in ``frame``."""
     named = (*CONTEXT, "attack_backend", "defense_backend")
     return [name for name in named if frame[name].nunique(dropna=False) > 1]
+
+
+def worst_status(statuses: Iterable[str]) -> str:
+    """What several cells are together: the least favourable of their statuses."""
+    return max(statuses, key=STATUSES.index)
 
 
 def t_interval(values: list[float]) -> tuple[float, float] | None:

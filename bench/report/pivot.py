@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.columns import STATUSES
 from bench.report.declared import RATES, DeclaredTable
-from bench.report.leaderboard import CONTEXT, strict_mean
+from bench.report.leaderboard import CONTEXT, strict_mean, worst_status
 from bench.report.presentation import ABSENT, MARKS
 from bench.report.schema import Results, StoredCell
 
@@ -32,17 +31,25 @@ class Place:
         The worst of its cells; ``not run`` when there are none.
     seeds
         How many seeds have scores, of ``expected``.
+    apart
+        A control, a reference, an analysis or a reduced run: outside averages and contests.
     """
 
     values: dict[str, float | None]
     status: str = NOT_RUN
     seeds: int = 0
     expected: int = 1
+    apart: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether it may enter an average: ok in every seed."""
+        """Ok in every seed."""
         return self.status == "ok" and self.seeds == self.expected
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may enter an average and a contest."""
+        return self.complete and not self.apart
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,13 @@ class Pivot:
         In the order of the matrix.
     controls
         Rows whose attack is a control.
+    control_labels
+        The attacks that are controls.
     encoders
         Row -> encoder, where it has only one.
     marks
-        Defense -> the marks that belong behind its name.
+        (field, label) -> the marks that belong behind an attack's or a defense's name: those of
+        all its cells.
     """
 
     fields: tuple[str, ...]
@@ -70,7 +80,8 @@ class Pivot:
     columns: tuple[str, ...]
     controls: frozenset[tuple[str, ...]]
     encoders: dict[tuple[str, ...], str]
-    marks: dict[str, str] = field(default_factory=dict)
+    marks: dict[tuple[str, str], str] = field(default_factory=dict)
+    control_labels: frozenset[str] = frozenset()
 
 
 def pivot(table: DeclaredTable, results: Results) -> Pivot:
@@ -112,7 +123,8 @@ def pivot(table: DeclaredTable, results: Results) -> Pivot:
     rows = dict(
         sorted(rows.items(), key=lambda item: (item[0][0] in last, order.get(item[0][0], 0)))
     )
-    return Pivot(fields, rows, tuple(columns), frozenset(controls), encoders, _marks(cells))
+    labels = frozenset(cell.row["attack"] for cell in cells if cell.control)
+    return Pivot(fields, rows, tuple(columns), frozenset(controls), encoders, _marks(cells), labels)
 
 
 def pivot_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
@@ -159,7 +171,8 @@ def _telling_fields(table: DeclaredTable, cells: list[StoredCell]) -> tuple[str,
             continue
         places: dict[tuple[Any, ...], set[Any]] = {}
         for cell in cells:
-            key = (*(cell.row[f] for f in fields), cell.row[table.columns or "attack"])
+            shown = [*fields, *([table.columns] if table.columns else [])]
+            key = tuple(cell.row[field] for field in shown)
             places.setdefault(key, set()).add(cell.row[name])
         if any(len(values) > 1 for values in places.values()):
             fields.append(name)
@@ -171,18 +184,17 @@ def _place(
 ) -> Place:
     """Cells that differ in their seed, or in what the table aggregates over."""
     measured = [cell for cell in cells if cell.measured]
+    apart = all(c.control or c.reference or c.analysis or c.reduced for c in cells)
     if not measured:
-        worst = max(cells, key=lambda cell: STATUSES.index(cell.status))
-        return Place({}, worst.status, 0, expected)
+        return Place({}, worst_status(cell.status for cell in cells), 0, expected, apart)
+    gather: Callable[[list[float | None]], float | None] = (
+        _strict_median if table.aggregate == "median" else strict_mean
+    )
+    values = {m: gather([_value(cell, m, table) for cell in measured]) for m in metrics}
     if table.aggregate is not None:
-        gather: Callable[[list[float | None]], float | None] = (
-            _strict_median if table.aggregate == "median" else strict_mean
-        )
-        values = {m: gather([_value(cell, m, table) for cell in measured]) for m in metrics}
-        return Place(values, "ok", 1, 1)
-    worst = max(measured, key=lambda cell: STATUSES.index(cell.status))
-    values = {m: strict_mean([_value(cell, m, table) for cell in measured]) for m in metrics}
-    return Place(values, worst.status, len(measured), expected)
+        return Place(values, "ok", 1, 1, all(c.reference or c.reduced for c in cells))
+    status = worst_status(cell.status for cell in measured)
+    return Place(values, status, len(measured), expected, apart)
 
 
 def _value(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:
@@ -202,11 +214,17 @@ def fixed_value(row: dict[str, Place], metric: str) -> float | None:
     return values.pop() if len(values) == 1 else None
 
 
-def _marks(cells: Iterable[StoredCell]) -> dict[str, str]:
-    marks: dict[str, str] = {}
+def _marks(cells: Iterable[StoredCell]) -> dict[tuple[str, str], str]:
+    """Of a defense: what holds for all its cells. Of an attack: that all its cells are reduced."""
+    groups: dict[tuple[str, str], list[StoredCell]] = {}
     for cell in cells:
-        found = "".join(f" {mark}" for flag, (mark, _) in MARKS.items() if getattr(cell, flag))
-        marks[cell.row["defense"]] = max(marks.get(cell.row["defense"], ""), found, key=len)
+        for name in ("attack", "defense"):
+            groups.setdefault((name, cell.row[name]), []).append(cell)
+    marks = {}
+    for (name, label), members in groups.items():
+        flags = MARKS if name == "defense" else ("reduced",)
+        said = [MARKS[flag][0] for flag in flags if all(getattr(c, flag) for c in members)]
+        marks[name, label] = "".join(f" {mark}" for mark in said)
     return marks
 
 

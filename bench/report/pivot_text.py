@@ -43,6 +43,7 @@ SHORT = {
 """Headings; other metrics go by their column's name."""
 
 _WORDS = {"attack-weak": "weak", "attack-invalid": "invalid", "uncontrolled": "no twin"}
+_ABOVE_CHANCE = ("auroc", "auroc_vs_decoy", "auroc_all")
 _DIGITS = {"fit_seconds": 1, "score_ms_per_image": 2, "peak_memory_mb": 0}
 
 
@@ -54,7 +55,10 @@ def pivot_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
     groups = [""] * len(headers)
     for column in found.columns:
         headers += [SHORT.get(metric, metric) for metric in shown]
-        groups += [column + found.marks.get(column, "")] * len(shown)
+        marks = found.marks.get((table.columns or "", column), "")
+        groups += [column + marks + (" (control)" if column in found.control_labels else "")] * len(
+            shown
+        )
     writer = _Writer(table, found, shown)
     lines = [writer.line(place, row) for place, row in found.rows.items()]
     averages = writer.averages() if table.average else []
@@ -102,36 +106,47 @@ class _Writer:
         return tuple(texts)
 
     def averages(self) -> list[tuple[str, ...]]:
-        """A line per encoder: means over its valid attacks where a column has all of them."""
+        """A line per encoder: means over its valid attacks where a column has all of them.
+
+        Rows of one attack (downstream sets, targets) are averaged first.
+        """
         lines = []
         for encoder in dict.fromkeys(self.found.encoders.values()):
-            rows = {
-                place: row
-                for place, row in self.found.rows.items()
-                if self.found.encoders.get(place) == encoder and place not in self.found.controls
-            }
-            valid = [p for p, row in rows.items() if any(c.status == "ok" for c in row.values())]
-            if not valid:
-                continue
-            what = "1 attack" if len(valid) == 1 else f"{len(valid)} attacks"
-            texts = [f"mean over {what} ({encoder})", *[""] * (len(self.found.fields) - 1)]
-            for metric in self.table.fixed:
-                texts.append(
-                    _number(strict_mean([fixed_value(rows[p], metric) for p in valid]), metric)
-                )
-            for column in self.found.columns:
-                cells = [rows[place].get(column, Place({})) for place in valid]
-                whole = all(cell.complete for cell in cells)
-                if not whole:
-                    self.incomplete.append(f"{column or 'it'} ({encoder})")
-                for metric in self.shown:
-                    if metric in self.table.controls:
-                        self._style(len(texts), {"grey"})
-                    values = [cell.values.get(metric) for cell in cells] if whole else []
-                    texts.append(_number(strict_mean(values), metric))
-            self._line += 1
-            lines.append(tuple(texts))
+            attacks: dict[str, list[dict[str, Place]]] = {}
+            for place, row in self.found.rows.items():
+                if self.found.encoders.get(place) == encoder:
+                    attacks.setdefault(place[self.found.fields.index("attack")], []).append(row)
+            valid = [
+                rows
+                for rows in attacks.values()
+                if any(c.status == "ok" and not c.apart for row in rows for c in row.values())
+            ]
+            if valid:
+                lines.append(self._average(encoder, valid))
         return lines
+
+    def _average(self, encoder: str, attacks: list[list[dict[str, Place]]]) -> tuple[str, ...]:
+        def mean(values: list[list[float | None]]) -> float | None:
+            return strict_mean([strict_mean(group) for group in values])
+
+        what = "1 attack" if len(attacks) == 1 else f"{len(attacks)} attacks"
+        texts = [f"mean over {what} ({encoder})", *[""] * (len(self.found.fields) - 1)]
+        for metric in self.table.fixed:
+            fixed = [[fixed_value(row, metric) for row in rows] for rows in attacks]
+            texts.append(_number(mean(fixed), metric))
+        for column in self.found.columns:
+            cells = [[row.get(column, Place({})) for row in rows] for rows in attacks]
+            # A reference is apart from contests, and its mean is worth showing.
+            whole = all(c.complete for group in cells for c in group)
+            if not whole:
+                self.incomplete.append(f"{column} ({encoder})")
+            for metric in self.shown:
+                if metric in self.table.controls:
+                    self._style(len(texts), {"grey"})
+                values = [[c.values.get(metric) for c in group] for group in cells]
+                texts.append(_number(mean(values) if whole else None, metric))
+        self._line += 1
+        return tuple(texts)
 
     def _labels(self, place: tuple[str, ...], row: dict[str, Place]) -> Iterable[str]:
         """The row's fields; what holds for the whole row is said behind the first."""
@@ -139,12 +154,8 @@ class _Writer:
         if place in self.found.controls:
             notes.append("control")
         for position, value in enumerate(place):
-            marks = self.found.marks.get(value, "") if self._is("defense", position) else ""
-            label = value + marks
+            label = value + self.found.marks.get((self.found.fields[position], value), "")
             yield f"{label} ({', '.join(notes)})" if notes and position == 0 else label
-
-    def _is(self, name: str, position: int) -> bool:
-        return self.found.fields[position] == name
 
     def _words(self, places: Iterable[Place]) -> set[str]:
         """The status that all measured places of a row share, unless it is ok."""
@@ -171,28 +182,34 @@ class _Writer:
 def _ranking(
     table: DeclaredTable, found: Pivot
 ) -> dict[tuple[tuple[str, ...], str, str], set[str]]:
-    """(row, column, metric) -> ``best`` or ``second``, among ok and complete places."""
+    """(row, column, metric) -> ``best`` or ``second``, among the places that count.
+
+    Compared as they are shown. There is a second only of three, and an AUROC at or below 0.5 is
+    no achievement.
+    """
     styles: dict[tuple[tuple[str, ...], str, str], set[str]] = {}
     across = table.columns == "defense"
     lines: dict[Any, list[tuple[tuple[str, ...], str, Place]]] = {}
     for place, row in found.rows.items():
         for column, cell in row.items():
-            if cell.complete and place not in found.controls:
+            if cell.counts:
                 lines.setdefault(place if across else column, []).append((place, column, cell))
     for metric, goal in table.best.items():
+        sign = 1 if goal == "highest" else -1
         for entries in lines.values():
-            sign = 1 if goal == "highest" else -1
-            reached = [c.values.get(metric) for *_, c in entries]
-            values = {round(sign * value, 3) for value in reached if value is not None}
-            if len(values) < 2:
+            reached = {
+                (place, column): round(sign * value, _DIGITS.get(metric, 3))
+                for place, column, cell in entries
+                if (value := cell.values.get(metric)) is not None
+                and not (metric in _ABOVE_CHANCE and value <= 0.5)
+            }
+            order = sorted(set(reached.values()), reverse=True)
+            if len(order) < 2:
                 continue
-            first, second = sorted(values, reverse=True)[:2]
-            for place, column, cell in entries:
-                value = cell.values.get(metric)
-                rounded = None if value is None else round(sign * value, 3)
-                if rounded in (first, second):
-                    word = "best" if rounded == first else "second"
-                    styles.setdefault((place, column, metric), set()).add(word)
+            words = {order[0]: "best", **({order[1]: "second"} if len(entries) > 2 else {})}
+            for (place, column), value in reached.items():
+                if value in words:
+                    styles.setdefault((place, column, metric), set()).add(words[value])
     return styles
 
 
@@ -202,12 +219,17 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
         yield table.caption
     shown = {*table.metrics, *table.controls, *table.fixed}
     if shown & {*RATES, "tpr_calibrated", "fpr_calibrated", "ca_filtered", "asr_filtered"}:
-        yield threshold_note(results, table.threshold_rule, table.threshold_fpr)
+        cells = [cell for cell in results.cells if table.wants(cell.row)]
+        yield threshold_note(cells, table.threshold_rule, table.threshold_fpr)
     elif shown & {"auroc", "auroc_delta", "auroc_placebo", "auroc_vs_decoy"}:
         yield "AUROC needs no threshold; none was chosen."
     if any("best" in style for style in writer.styles.values()):
         along = "row" if table.columns == "defense" else "column"
-        yield f"Bold: best in its {along} among valid, complete cells; second best underlined."
+        among = "defenses" if table.aggregate else "valid, complete cells"
+        yield (
+            f"Bold: best in its {along} among {among}, as shown; second best of three or more "
+            "underlined. Controls and references do not compete."
+        )
     if table.controls:
         yield (
             "In grey the controls: placebo is the same defense and images on the clean twin, decoy "
@@ -220,9 +242,12 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
             "outside averages and ranking."
         )
     if table.aggregate is not None:
-        yield f"The {table.aggregate} over all cells that were measured."
+        yield (
+            f"The {table.aggregate} over all cells that were measured, over attacks, encoders and "
+            "seeds, valid or not."
+        )
     elif len(results.manifest.seeds) > 1:
-        yield f"Means over {len(results.manifest.seeds)} seeds."
+        yield f"Means over {len(results.manifest.seeds)} seeds; with several, the worst status."
     if writer.incomplete:
         yield f"No mean where an attack is missing or not ok: {', '.join(writer.incomplete)}."
     for mark, text in MARKS.values():

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from bench.models import Model
 from bench.report.declared import DeclaredTable
 from bench.report.formats import TextTable
-from bench.report.leaderboard import strict_mean
+from bench.report.leaderboard import strict_mean, worst_status
 from bench.report.presentation import ABSENT, state_notes
 from bench.report.schema import Results, StoredCell
 
@@ -28,6 +28,8 @@ class Ours(Model):
     defense: str
     metric: str
     factor: float = 1.0
+    probe: str | None = None
+    """A probe of ``downstream.csv``, for a figure that was not read by the cell's own."""
 
 
 class Reported(Model):
@@ -128,9 +130,20 @@ def _ours(chosen: DeclaredTable, results: Results, ours: Ours) -> tuple[float | 
     first = cells[0]
     told = ("defense", "dataset", "encoder", "downstream")
     alike = [c for c in cells if all(c.row[name] == first.row[name] for name in told)]
-    value = strict_mean([c.row[ours.metric] for c in alike])
-    worst = max((c.status for c in alike), key=lambda status: status != "ok")
-    return (None if value is None else ours.factor * value), _setting(alike, worst), worst
+    value = strict_mean([_figure(c, ours) for c in alike])
+    worst = worst_status(c.status for c in alike)
+    setting = _setting(alike, worst) + (f", {ours.probe}" if ours.probe else "")
+    return (None if value is None else ours.factor * value), setting, worst
+
+
+def _figure(cell: StoredCell, ours: Ours) -> float | None:
+    if ours.probe is None:
+        return cell.row[ours.metric]
+    wanted = ("victim", ours.probe, ours.metric)
+    for entry in cell.downstream:
+        if (entry.get("encoder"), entry.get("probe"), entry.get("metric")) == wanted:
+            return entry.get("value")
+    return None
 
 
 def _setting(cells: list[StoredCell], status: str) -> str:

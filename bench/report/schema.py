@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from bench.report.arrays import (
     ReportError,
@@ -27,6 +27,7 @@ from bench.report.columns import (
     Column,
 )
 from bench.report.declared import DeclaredTable, Tables
+from bench.store import MANIFEST, damage
 
 __all__ = [
     "CELL_SCHEMA",
@@ -50,15 +51,76 @@ CELL_SCHEMA = 1
 
 SCORE_COLUMNS = ("image", "label", "split", "condition", "encoder", "score")
 
-_SECTIONS: dict[str, type] = {
-    "row": dict,
-    "control": bool,
-    "transductive": bool,
-    "config": dict,
-    "thresholds": list,
-    "downstream": list,
-    "intervals": dict,
-}
+Scalar = bool | int | float | str | None
+Bounds = tuple[float | None, float | None]
+
+
+class _Open(BaseModel):
+    """A part of ``cell.json`` that may say more than this version reads."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Decoy(_Open):
+    candidates: list[dict[str, Scalar]] = []
+
+
+class _Stage(_Open):
+    kind: str
+    label: str
+    key: str
+    seconds: float | None = None
+
+
+class _Provenance(_Open):
+    code_version: str = ""
+    environment: dict[str, Scalar] = {}
+    hardware: dict[str, Scalar] = {}
+    versions: dict[str, str] = {}
+    stages: list[_Stage] = []
+
+
+class _CellDocument(_Open):
+    """The layout of ``cell.json``; the row is checked column by column."""
+
+    key: str
+    row: dict[str, Any]
+    control: bool
+    transductive: bool
+    reference: bool = False
+    analysis: bool = False
+    reduced: str = ""
+    config: dict[str, Any]
+    thresholds: list[dict[str, Scalar]]
+    downstream: list[dict[str, Scalar]]
+    intervals: dict[str, list[float | None]]
+    decoy: _Decoy = _Decoy()
+    trigger: dict[str, Any] | None = None
+    encoders: dict[str, str] = {}
+    implant: dict[str, Scalar] = {}
+    calibrated: dict[str, Scalar] = {}
+    provenance: _Provenance = _Provenance()
+
+    @field_validator("thresholds", "downstream")
+    @classmethod
+    def _numbers(cls, entries: list[dict[str, Scalar]]) -> list[dict[str, Scalar]]:
+        """Everything but names is a number or nothing."""
+        for entry in entries:
+            for name, value in entry.items():
+                if name not in _NAMES and isinstance(value, str | bool):
+                    raise ValueError(f"{name!r} should be a number, got {value!r}")
+        return entries
+
+    @field_validator("intervals")
+    @classmethod
+    def _pairs(cls, intervals: dict[str, list[float | None]]) -> dict[str, list[float | None]]:
+        for name, bounds in intervals.items():
+            if len(bounds) != 2:
+                raise ValueError(f"{name!r} should have two ends, got {len(bounds)}")
+        return intervals
+
+
+_NAMES = ("rule", "encoder", "probe", "metric")
 
 
 @dataclass(frozen=True)
@@ -199,9 +261,12 @@ class StoredCell:
         """
         path = self.path / "scores.parquet"
         try:
-            return pd.read_parquet(path, columns=list(SCORE_COLUMNS))
+            frame = pd.read_parquet(path, columns=list(SCORE_COLUMNS))
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             raise damaged(path, error) from None
+        if not len(frame) or not pd.api.types.is_numeric_dtype(frame["score"]):
+            raise ReportError(f"{path}: damaged, it has no scores that are numbers")
+        return frame
 
     def draws(self) -> dict[str, np.ndarray]:
         """``auroc`` and, where there are any, ``auroc_placebo`` and ``auroc_vs_decoy`` in every
@@ -296,6 +361,9 @@ def load_manifest(results_dir: Path) -> Manifest:
     path = Path(results_dir) / "manifest.json"
     document = read_manifest_document(results_dir)
     try:
+        for name in ("attacks", "defenses", "seeds", "cells"):
+            if not isinstance(document[name], list):
+                raise TypeError(f"{name} is no list")
         return Manifest(
             profile=str(document["profile"]),
             attacks=tuple(str(label) for label in document["attacks"]),
@@ -351,25 +419,30 @@ def _load_cell(path: Path) -> StoredCell:
         raise ReportError(
             f"{path}: schema {document.get('schema')!r}, this version reads {CELL_SCHEMA}"
         )
-    for section, kind in _SECTIONS.items():
-        if not isinstance(document.get(section), kind):
-            raise ReportError(f"{path}: damaged, {section!r} is not a {kind.__name__}")
-    if document.get("key") != path.parent.name:
-        raise ReportError(f"{path}: damaged, its key is {document.get('key')!r}")
+    try:
+        found = _CellDocument.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in details["loc"])
+        message = details["msg"].removeprefix("Value error, ")
+        raise ReportError(f"{path}: damaged, {where}: {message[:1].lower()}{message[1:]}") from None
+    row = _checked_row(found.row, path)
+    if not found.key == row["key"] == path.parent.name:
+        raise ReportError(f"{path}: damaged, its key is {found.key!r}, in its row {row['key']!r}")
+    wrong = damage(path.parent) if (path.parent / MANIFEST).exists() else None
+    if wrong is not None:
+        raise ReportError(f"{path.parent}: damaged, {wrong}")
+    flags = ("control", "transductive", "reference", "analysis", "reduced")
+    sections = ("config", "thresholds", "downstream", "intervals", "encoders", "implant")
     return StoredCell(
-        key=document["key"],
-        decoy=document.get("decoy") or {},
-        provenance=document.get("provenance") or {},
-        trigger=document.get("trigger") or {},
-        encoders=document.get("encoders") or {},
-        chosen=document.get("calibrated") or {},
-        implant=document.get("implant") or {},
-        reference=bool(document.get("reference", False)),
-        analysis=bool(document.get("analysis", False)),
-        reduced=str(document.get("reduced", "")),
+        key=found.key,
+        row=row,
+        **{name: getattr(found, name) for name in (*flags, *sections)},
+        decoy=found.decoy.model_dump(),
+        trigger=found.trigger or {},
+        chosen=found.calibrated,
+        provenance=found.provenance.model_dump(exclude_unset=True),
         path=path.parent,
-        **{section: document[section] for section in _SECTIONS if section != "row"},
-        row=_checked_row(document["row"], path),
     )
 
 
@@ -403,9 +476,13 @@ def _typed(value: Any, kind: str) -> Any:
     return int(value) if kind == "integer" else float(value)
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number that JSON has")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError) as error:
         raise damaged(path, error) from None
     if not isinstance(document, dict):

@@ -38,14 +38,16 @@ class Judged:
     verdict: str
 
 
-def judged_encoders(table: DeclaredTable, results: Results) -> tuple[list[Judged], dict[Any, int]]:
-    """Every encoder that a detector scored, each once, and how many victims do not count.
+def judged_encoders(
+    table: DeclaredTable, results: Results
+) -> tuple[list[Judged], dict[Any, set[str]]]:
+    """Every encoder that a detector scored, each once, and the victims that do not count.
 
     Victims of valid attacks are the backdoored ones, clean twins and the control's encoder the
     clean ones. Victims of attacks that fail the gate are neither, nor are reduced runs.
     """
     found: dict[tuple[Any, ...], Judged] = {}
-    passed_over: dict[Any, int] = {}
+    passed_over: dict[Any, set[str]] = {}
     for cell in results.cells:
         row = cell.row
         if not (table.wants(row) and cell.measured and row["encoder_score"] is not None):
@@ -58,11 +60,12 @@ def judged_encoders(table: DeclaredTable, results: Results) -> tuple[list[Judged
             score = row[f"encoder_score{suffix}"]
             if score is None:
                 continue
-            if backdoored and cell.status != "ok":
-                passed_over[where] = passed_over.get(where, 0) + 1
-                continue
             # Cells of earlier versions do not name their encoders; equal scores then mean one.
-            key = (*where, cell.encoders.get(role, f"{row['seed']}/{score!r}"))
+            encoder = cell.encoders.get(role, f"{row['encoder']}/{row['seed']}/{score!r}")
+            if backdoored and cell.status != "ok":
+                passed_over.setdefault(where, set()).add(encoder)
+                continue
+            key = (*where, encoder)
             verdict = row[f"encoder_verdict{suffix}"]
             found.setdefault(
                 key, Judged(*where, row["attack"], row["seed"], backdoored, score, verdict)
@@ -96,9 +99,9 @@ def encoders_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
                 "flagged": flagged if ruled else None,
                 "clean": len(good),
                 "false_alarms": alarms if ruled else None,
-                "accuracy": right / len(members) if ruled else None,
+                "accuracy": right / len(members) if ruled and bad and good else None,
                 "auroc": _auroc(bad, good) if enough else None,
-                "not_counted": passed_over.get((defense, encoder), 0),
+                "not_counted": len(passed_over.get((defense, encoder), ())),
             }
         )
     frame = pd.DataFrame(records, columns=list(_COLUMNS), dtype=object)
@@ -147,9 +150,10 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
             f"No AUROC below {FEWEST_ENCODERS} clean and {FEWEST_ENCODERS} backdoored encoders: "
             "counts only."
         )
-    if len(frame) and frame["not_counted"].sum():
-        yield f"Not counted: victims of attacks that fail the gate ({frame['not_counted'].sum()})."
-    judged, _ = judged_encoders(table, results)
+    judged, passed_over = judged_encoders(table, results)
+    if passed_over:
+        count = len(set.union(*passed_over.values()))
+        yield f"Not counted: victims of attacks that fail the gate ({count})."
     repeated = len(results.manifest.seeds) > 1
     for (defense, encoder), *_ in dict.fromkeys(((one.defense, one.encoder),) for one in judged):
         mine = [one for one in judged if (one.defense, one.encoder) == (defense, encoder)]

@@ -77,6 +77,13 @@ from bench.errors import InputError
         (("tables",), {"t": {"metric": "auroc"}}, "", "a table of kind 'pivot' has no 'metric'"),
         (("tables",), {"t": {"colums": "attack"}}, "", "tables.t.colums: unknown key"),
         (("tables",), {"summary": {"metrics": ["auroc"]}}, "", "name of a built-in table"),
+        (("tables",), {"cells": {"metrics": ["auroc"]}}, "", "name of a built-in table"),
+        (
+            ("tables",),
+            {"t": {"metrics": ["tpr"], "threshold_fpr": 0.2}},
+            "threshold_fpr",
+            "no cell stores thresholds at 0.2; there are: 0.01, 0.05",
+        ),
         (("tables",), {"../t": {"metrics": ["auroc"]}}, "", "becomes a file name"),
         (
             ("tables",),

@@ -94,7 +94,7 @@ def test_without_the_other_side_there_are_no_rows(tmp_path):
     results_of(tmp_path, [("x", "a", 0, {})])
     text = differences_text("t", AGAINST, load_results(tmp_path))
     assert text.rows == ()
-    assert "No cell of b to compare with." in text.notes
+    assert "Without a pair: a on x." in text.notes
 
 
 def matrix(attacks, missing=()):
@@ -138,6 +138,35 @@ def test_a_block_counts_only_where_every_defense_is_ok(tmp_path):
     scores, _, left = ranking(RANKS, load_results(tmp_path))
     assert len(scores) == 3
     assert "attack-2" in left
+
+
+def test_a_block_needs_every_downstream_set_of_every_defense(tmp_path):
+    rows = [
+        ("x", d, s, {"auroc": 0.8, "downstream": name})
+        for s in (0, 1)
+        for d, name in (("a", "easy"), ("a", "hard"), ("b", "easy"))
+    ]
+    results_of(tmp_path, rows, seeds=(0, 1))
+    scores, found, left = ranking(RANKS, load_results(tmp_path))
+    assert len(scores) == 0
+    assert found is None
+    assert "x" in left
+
+
+def test_defenses_without_a_cell_are_named_and_not_ranked(make_results):
+    gone = frozenset((a, "knn") for a in ("none", "badencoder", "drupe"))
+    _, found, left = ranking(RANKS, load_results(make_results(absent=gone)))
+    assert list(found.ranks.index) == ["dede", "kmeans"]
+    assert "Without any cell, hence not ranked: knn." in left
+
+
+def test_the_worst_status_of_both_sides_is_shown(tmp_path):
+    said = {("a", 0): "ok", ("a", 1): "attack-weak", ("b", 0): "attack-invalid", ("b", 1): "ok"}
+    keys = [write_cell(tmp_path, "x", d, s, status=status) for (d, s), status in said.items()]
+    write_manifest(tmp_path, ["x"], ["a", "b"], keys, seeds=(0, 1))
+    [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
+    assert row["status"] == "attack-invalid"
+    assert differences_text("t", AGAINST, load_results(tmp_path)).rows[0][2] == "2/2"
 
 
 def test_controls_and_invalid_attacks_are_no_blocks(make_results):
@@ -206,6 +235,7 @@ def test_victims_of_attacks_that_fail_the_gate_do_not_count(tmp_path):
     results = judged(tmp_path, 2, status="attack-invalid", reason="ASR 0.1")
     [row] = encoders_frame(ENCODERS, results).to_dict("records")
     assert (row["backdoored"], row["clean"], row["not_counted"]) == (0, 2, 2)
+    assert np.isnan(row["accuracy"])  # without a backdoored encoder there is nothing to be right on
 
 
 def test_scores_without_a_rule_have_no_accuracy(tmp_path):
@@ -223,6 +253,17 @@ def test_every_published_figure_has_a_traceable_source_and_a_known_column():
         assert figure.ours.metric in COLUMNS
         assert "commit" in figure.source
         assert figure.setting
+
+
+def test_a_published_figure_read_by_knn_stands_beside_ours_by_knn(tmp_path):
+    entry = {"encoder": "victim", "probe": "knn", "metric": "clean_accuracy", "value": 0.84}
+    row = {"clean_accuracy": 0.57}
+    key = write_cell(tmp_path, "ctrl", "d", row=row, downstream=[entry])
+    write_manifest(tmp_path, ["ctrl"], ["d"], [key])
+    frame = reported_frame(DeclaredTable(kind="reported"), load_results(tmp_path))
+    [ours] = [r for r in frame.to_dict("records") if r["metric"] == "clean accuracy"]
+    assert ours["measured"] == 0.84
+    assert ours["our_setting"].endswith(", knn")
 
 
 def test_published_figures_stand_beside_ours(tmp_path):

@@ -92,7 +92,7 @@ def hostile(tmp_path):
     cell = json.loads(path.read_text())
     cell["config"]["attack"] = {HOSTILE: {SPECIAL: [HOSTILE, None, 1.5]}}
     cell["decoy"] = {"description": HOSTILE, "candidates": [{"name": HOSTILE, "used": True}]}
-    cell["provenance"] = {"versions": {HOSTILE: SPECIAL}, "stages": [{"label": HOSTILE}]}
+    cell["provenance"] = {"versions": {HOSTILE: SPECIAL}, "stages": [{"kind": "fit", "label": HOSTILE, "key": HOSTILE}]}
     cell["reduced"] = HOSTILE
     path.write_text(json.dumps(cell))
     write_manifest(tmp_path, [HOSTILE, "=1+1"], labels, keys)
@@ -217,7 +217,7 @@ def test_every_status_is_a_row_with_a_page(make_results):
 
 def test_an_unfinished_run_says_so(make_results):
     page = page_of(make_results(absent=frozenset([("drupe", "knn")])))
-    assert '<p class="state" role="note">1 of 9 cells are not stored yet' in page
+    assert '<p class="state" role="note">1 of 9 cells is not stored yet' in page
     assert len(payload_of(page)["cells"]) == 8
 
 
@@ -358,14 +358,14 @@ def test_curves_are_thin_and_true(make_results):
         assert sum(bins["clean"]) == pytest.approx(STEPS, rel=0.02)
 
 
-def test_constant_and_infinite_numbers_are_drawn(tmp_path):
+def test_constant_scores_without_a_threshold_are_drawn(tmp_path):
     key = write_cell(tmp_path, "x", "d", count=40)
     path = tmp_path / "cells" / key
     frame = load_frame(path)
     frame.assign(score=np.float32(1)).to_parquet(path / "scores.parquet")
     cell = json.loads((path / "cell.json").read_text())
-    cell["thresholds"][0]["threshold"] = float("inf")
-    cell["config"] = {"attack": float("nan"), "defense": ["x", {"y": float("inf")}]}
+    cell["thresholds"][0]["threshold"] = None
+    cell["config"] = {"attack": None, "defense": ["x", {"y": 1e300}]}
     (path / "cell.json").write_text(json.dumps(cell))
     write_manifest(tmp_path, ["x"], ["d"], [key])
     payload = payload_of(page_of(tmp_path))

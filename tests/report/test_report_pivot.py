@@ -47,7 +47,7 @@ def test_best_and_second_best_stand_among_the_ok_cells_of_a_row(make_results):
     _, text = lines(DETECTION, results)
     auroc = [3, 7, 11]  # of dede, kmeans, knn
     assert [text.style(0, i) for i in auroc] == [{"best"}, set(), {"second"}]
-    assert [text.style(1, i) for i in auroc] == [{"dim"}, {"second"}, {"best"}]
+    assert [text.style(1, i) for i in auroc] == [{"dim"}, set(), {"best"}]  # no second of two
     # A control is not a contest.
     assert not any({"best", "second"} & text.style(2, i) for i in auroc)
 
@@ -116,13 +116,69 @@ def test_cells_that_differ_in_an_unshown_field_get_rows_of_their_own(tmp_path):
     assert [row["d"].values["auroc"] for row in found.rows.values()] == [0.9, 0.5]
 
 
+def test_without_columns_nothing_is_pooled_unseen(make_results):
+    table = DeclaredTable(rows=("defense",), metrics=("auroc",))
+    found = pivot(table, load_results(make_results()))
+    assert found.fields == ("defense", "attack")
+    assert len(found.rows) == 9
+
+
+def test_rows_of_one_attack_are_averaged_before_attacks(tmp_path):
+    values = {("x", "cifar10"): 0.9, ("x", "gtsrb"): 0.5, ("y", "cifar10"): 0.8}
+    keys = [
+        write_cell(tmp_path, a, "d", row={"downstream": name, "auroc": value})
+        for (a, name), value in values.items()
+    ]
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys)
+    rows, _ = lines(DETECTION, load_results(tmp_path))
+    assert rows["mean over 2 attacks (resnet-simclr)"][4] == "0.750"
+
+
+def test_reduced_rows_and_references_are_apart(tmp_path):
+    values = {"a": 0.7, "b": 0.8, "reduced": 0.9, "reference": 0.95}
+    keys = [
+        write_cell(
+            tmp_path,
+            "x",
+            d,
+            row={"auroc": value},
+            reduced="fewer images" if d == "reduced" else "",
+            reference=d == "reference",
+        )
+        for d, value in values.items()
+    ]
+    write_manifest(tmp_path, ["x"], list(values), keys)
+    _, text = lines(DETECTION, load_results(tmp_path))
+    spans = [span[0] for span in text.spans()]
+    assert spans == ["", "a", "b", "reduced ¶", "reference ‡"]
+    assert [text.style(0, i) for i in (3, 7, 11, 15)] == [set(), {"best"}, set(), set()]
+
+
+def test_an_auroc_at_chance_is_never_the_best(tmp_path):
+    keys = [write_cell(tmp_path, "x", d, row={"auroc": v}) for d, v in (("a", 0.4), ("b", 0.3))]
+    write_manifest(tmp_path, ["x"], ["a", "b"], keys)
+    _, text = lines(DETECTION, load_results(tmp_path))
+    assert not any({"best", "second"} & style for style in text.styles.values())
+
+
+def test_a_reduced_attack_carries_the_mark_and_its_defenses_do_not(tmp_path):
+    keys = [
+        write_cell(tmp_path, a, "d", reduced="smaller" if a == "theirs" else "")
+        for a in ("ours", "theirs")
+    ]
+    write_manifest(tmp_path, ["ours", "theirs"], ["d"], keys)
+    rows, text = lines(DETECTION, load_results(tmp_path))
+    assert list(rows)[:2] == ["ours", "theirs ¶"]
+    assert text.spans()[1][0] == "d"
+
+
 def test_defenses_may_be_rows_and_best_is_then_down_the_column(make_results):
     table = DeclaredTable(
         rows=("defense",), columns="attack", metrics=("auroc",), best={"auroc": "highest"}
     )
     _, text = lines(table, load_results(make_results()))
     assert text.headers == ("defense", "AUROC", "AUROC", "AUROC")
-    assert [span[0] for span in text.spans()] == ["", "badencoder", "drupe", "none"]
+    assert [span[0] for span in text.spans()] == ["", "badencoder", "drupe", "none (control)"]
     assert text.style(0, 2) == {"best"}
     assert [row[0] for row in text.rows] == ["dede", "kmeans †", "knn"]
 
@@ -133,7 +189,7 @@ def test_aggregates_say_so_and_take_every_measured_cell(make_results):
     table = DeclaredTable(rows=("defense",), metrics=("fit_seconds",), aggregate="median")
     rows, text = lines(table, results)
     assert rows["knn"][1] == "12.3"
-    assert "The median over all cells that were measured." in text.notes
+    assert "The median over all cells that were measured" in text.notes[0]
 
 
 def test_where_chooses_by_pattern(make_results):
@@ -222,6 +278,9 @@ def test_a_run_without_cells_gives_a_table_that_says_so(make_results):
             "has no nominal rate",
         ),
         ({"metrics": ["auroc"], "where": {"sed": ["0"]}}, "unknown field 'sed'"),
+        ({"metrics": ["auroc"], "average": True}, "average needs attack among the rows"),
+        ({"metrics": ["auroc", "auroc"]}, "metrics names something twice"),
+        ({"metrics": ["auroc"], "rows": []}, "at least 1 item"),
     ],
 )
 def test_declarations_that_make_no_sense_are_refused(settings, message):

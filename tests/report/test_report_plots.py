@@ -103,14 +103,21 @@ def test_the_heatmap_writes_the_value_or_the_status_of_every_cell(make_results):
     assert len(hatched) == 2
 
 
-def test_the_heatmap_says_when_only_some_seeds_have_the_better_status(tmp_path):
-    statuses = ("attack-invalid", "attack-weak", "attack-invalid")
+def test_the_heatmap_averages_all_measured_seeds_and_says_the_worst_status(tmp_path):
+    statuses = ("ok", "attack-weak", "failed")
     keys = [write_cell(tmp_path, "a", "d", seed, status=s) for seed, s in enumerate(statuses)]
     write_manifest(tmp_path, ["a"], ["d"], keys, seeds=(0, 1, 2))
     figure = heatmap_figure(load_results(tmp_path))
-    auroc = load_cells(tmp_path)[1].row["auroc"]
-    assert f"{auroc:.2f}\nweak 1/3" in [text.get_text() for text in figure.axes[0].texts]
+    auroc = np.mean([cell.row["auroc"] for cell in load_cells(tmp_path)[:2]])
+    assert f"{auroc:.2f}\nweak 2/3" in [text.get_text() for text in figure.axes[0].texts]
     assert "mean over seeds 0, 1, 2" in figure.get_suptitle()
+
+
+def test_the_heatmap_stripes_what_is_inverted(tmp_path):
+    keys = [write_cell(tmp_path, "a", d, row={"auroc": v}) for d, v in (("d", 0.1), ("e", 0.5))]
+    write_manifest(tmp_path, ["a"], ["d", "e"], keys)
+    axis = heatmap_figure(load_results(tmp_path)).axes[0]
+    assert [patch.get_y() for patch in axis.patches if set(patch.get_hatch()) == {"\\"}] == [-0.5]
 
 
 def test_references_come_last_whatever_the_manifest_says(tmp_path):

@@ -15,6 +15,7 @@ from stored_cells import write_cell, write_manifest
 from bench.report import ReportError, is_current, load_cells, load_results, render
 from bench.report.drawing import drawn
 from bench.report.export import export
+from bench.store import seal
 
 TWO = {"dede": 2.0, "knn": 1.2}
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +149,14 @@ def test_a_smoke_run_gets_tables_that_say_so_and_no_plots(make_results):
         (lambda text: text.replace('"auroc":', '"aurok":'), "has no auroc"),
         (lambda text: text.replace('"seed": 0', '"seed": "zero"'), "'seed' should be integer"),
         (lambda text: text.replace('"status": "ok"', '"status": "fine"'), "unknown status"),
-        (lambda text: text.replace('"thresholds": [', '"x": ['), "'thresholds' is not a list"),
+        (lambda text: text.replace('"thresholds": [', '"x": ['), "thresholds: field required"),
+        (lambda text: text.replace('"thresholds": [', '"thresholds": [1, '), "thresholds.0: "),
+        (lambda text: text.replace('"tpr": 0.61', '"tpr": "high"'), "'tpr' should be a number"),
+        (lambda text: text.replace('"intervals": {', '"intervals": {"auroc": 3, '), "intervals."),
+        (lambda text: text.replace('"provenance": {}', '"provenance": "x"'), "provenance: "),
+        (lambda text: text.replace('"candidates": []', '"candidates": [1]'), "decoy.candidates.0"),
+        (lambda text: text.replace('"fpr": 0.052', '"fpr": NaN'), "NaN is no number"),
+        (lambda text: text.replace('"key": "', '"key": "0', 1), "its key is"),
     ],
 )
 def test_a_damaged_cell_is_one_line_that_names_the_file(make_results, damage, words):
@@ -181,6 +189,31 @@ def test_pickled_figures_are_refused(make_results):
     np.savez(cell.path / "figures.npz", input=np.array([{}], dtype=object))
     with pytest.raises(ReportError, match=r"figures\.npz"):
         cell.figures()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", "npy"])
+def test_draws_that_are_none_are_one_line(make_results, content):
+    cell = load_cells(make_results())[0]
+    if content == "npy":
+        with (cell.path / "draws.npz").open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        (cell.path / "draws.npz").write_bytes(content)
+    with pytest.raises(ReportError, match=r"draws\.npz: damaged"):
+        cell.draws()
+
+
+def test_files_that_were_swapped_between_sealed_cells_are_noticed(make_results):
+    folder = make_results()
+    first, second = (cell.path for cell in load_cells(folder)[:2])
+    for path in (first, second):
+        seal(path)
+    load_cells(folder)
+    content = (first / "scores.parquet").read_bytes()
+    (first / "scores.parquet").write_bytes((second / "scores.parquet").read_bytes())
+    (second / "scores.parquet").write_bytes(content)
+    with pytest.raises(ReportError, match=r"scores\.parquet does not match its checksum"):
+        load_cells(folder)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"profile": "quick"}'])

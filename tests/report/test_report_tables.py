@@ -140,7 +140,7 @@ def test_a_cell_the_manifest_does_not_list_is_history(make_results):
 def test_cells_not_stored_yet_are_counted_in_the_notes(make_results):
     folder = make_results(absent=frozenset([("drupe", "knn")]))
     assert load_results(folder).unfinished == 1
-    assert "1 of 9 cells are not stored yet" in export(folder, "markdown")
+    assert "1 of 9 cells is not stored yet" in export(folder, "markdown")
 
 
 def test_smoke_cells_enter_no_table_and_the_tables_say_so(make_results):

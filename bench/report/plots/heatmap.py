@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.report.columns import STATUSES
-from bench.report.leaderboard import attack_columns, leaderboard
+from bench.report.leaderboard import attack_columns, leaderboard, worst_status
 from bench.report.plots.selection import defense_order, seed_note
 from bench.report.schema import Results
 from bench.report.style import INK, annotate_above, heat_colors, new_figure, shortened
@@ -29,6 +28,9 @@ _CELL = (0.68, 0.36)
 
 _WIDEST = 17.0
 
+INVERTED = 0.4
+"""An AUROC below is no chance: the defense ranks triggered images as the cleanest."""
+
 
 def heatmap_figure(results: Results) -> Figure:
     """Attack x defense: AUROC and its controls side by side; cells that are not ok are hatched."""
@@ -45,7 +47,7 @@ def heatmap_figure(results: Results) -> Figure:
     figure = new_figure(across * side + labels + 1.0, down * (_CELL[1] * len(defenses) + 1.6))
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (metric, title, subtitle) in zip(axes, PANELS, strict=True):
-        _panel(axis, frame, metric, attacks, defenses)
+        _panel(axis, frame, metric, attacks, defenses, len(results.manifest.seeds))
         axis.set_title(title, pad=18)
         annotate_above(axis, subtitle)
         ticks = [shortened(name, 32) + "\n(control)" * (name in controls) for name in attacks]
@@ -56,15 +58,24 @@ def heatmap_figure(results: Results) -> Figure:
         axes[0].images[0], ax=list(axes), shrink=0.5, aspect=35, pad=0.01, extend="min"
     )
     bar.outline.set_visible(False)
-    bar.set_label("0.5 and below: no better than chance", size=7.5)
+    bar.set_label(
+        f"0.5 and below: no better than chance; \\\\\\ below {INVERTED}: inverted", size=7.5
+    )
     note = seed_note(results)
     if note:
-        figure.suptitle(f"{note}; 1/3: one of three, the others have a worse status", size=8)
+        figure.suptitle(
+            f"{note}; the worst status of the seeds; 1/3: one seed of three was measured", size=8
+        )
     return figure
 
 
 def _panel(
-    axis: Axes, frame: pd.DataFrame, metric: str, attacks: list[str], defenses: list[str]
+    axis: Axes,
+    frame: pd.DataFrame,
+    metric: str,
+    attacks: list[str],
+    defenses: list[str],
+    seeds: int,
 ) -> None:
     values = np.full((len(defenses), len(attacks)), np.nan)
     axis.grid(False)
@@ -77,7 +88,7 @@ def _panel(
                 _hatch(axis, column, line)
                 _write(axis, column, line, "not run", "#666666", 6.5)
                 continue
-            values[line, column] = _cell(axis, column, line, rows, metric)
+            values[line, column] = _cell(axis, column, line, rows, metric, seeds)
     axis.imshow(values, cmap=heat_colors(), vmin=0.5, vmax=1.0, aspect="auto")
     axis.set_xticks(np.arange(1, len(attacks)) - 0.5, minor=True)
     axis.set_yticks(np.arange(1, len(defenses)) - 0.5, minor=True)
@@ -86,14 +97,17 @@ def _panel(
     axis.spines[:].set_visible(False)
 
 
-def _cell(axis: Axes, column: int, line: int, rows: pd.DataFrame, metric: str) -> float:
-    """Write one cell; the mean over its seeds of the best status."""
-    status = min(rows["status"], key=STATUSES.index)
-    used = rows.loc[rows["status"] == status, metric]
-    value = float(used.mean(skipna=False))
+def _cell(axis: Axes, column: int, line: int, rows: pd.DataFrame, metric: str, seeds: int) -> float:
+    """Write one cell: the mean over its measured seeds, their worst status, how many of all."""
+    measured = rows[~rows["status"].isin(["failed", "skipped"])]
+    used = measured if len(measured) else rows
+    status = worst_status(used["status"])
+    value = float(used[metric].mean(skipna=False))
     number = "–" if math.isnan(value) else f"{value:.2f}"
     details = [] if status == "ok" else [status.replace("attack-", "")]
-    details += [f"{len(used)}/{len(rows)}"] if len(used) < len(rows) else []
+    details += [f"{len(measured)}/{seeds}"] if 0 < len(measured) < seeds else []
+    if value < INVERTED:
+        _hatch(axis, column, line, "#b8400e", "\\\\\\")
     if not details:
         _write(axis, column, line, number, "white" if value > 0.7 else INK, 8)
         return value
@@ -104,10 +118,10 @@ def _cell(axis: Axes, column: int, line: int, rows: pd.DataFrame, metric: str) -
     return value
 
 
-def _hatch(axis: Axes, column: int, line: int) -> None:
+def _hatch(axis: Axes, column: int, line: int, color: str = "#b5b5b5", hatch: str = "////") -> None:
     corner = (column - 0.5, line - 0.5)
     axis.add_patch(
-        Rectangle(corner, 1, 1, facecolor="none", edgecolor="#b5b5b5", hatch="////", linewidth=0)
+        Rectangle(corner, 1, 1, facecolor="none", edgecolor=color, hatch=hatch, linewidth=0)
     )
 
 
