@@ -163,7 +163,7 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
         d for d in results.manifest.defenses if table.admits("defense", d) and d not in defenses
     ]
     if absent:
-        said.append(f"Without any cell, hence not ranked: {', '.join(absent)}.")
+        said.append(f"Without a cell that counts, hence not ranked: {', '.join(absent)}.")
     return scores, compare_over_blocks(scores) if len(scores) else None, " ".join(said)
 
 

@@ -157,7 +157,7 @@ def test_defenses_without_a_cell_are_named_and_not_ranked(make_results):
     gone = frozenset((a, "knn") for a in ("none", "badencoder", "drupe"))
     _, found, left = ranking(RANKS, load_results(make_results(absent=gone)))
     assert list(found.ranks.index) == ["dede", "kmeans"]
-    assert "Without any cell, hence not ranked: knn." in left
+    assert "Without a cell that counts, hence not ranked: knn." in left
 
 
 def test_the_worst_status_of_both_sides_is_shown(tmp_path):
