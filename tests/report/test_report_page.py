@@ -92,7 +92,10 @@ def hostile(tmp_path):
     cell = json.loads(path.read_text())
     cell["config"]["attack"] = {HOSTILE: {SPECIAL: [HOSTILE, None, 1.5]}}
     cell["decoy"] = {"description": HOSTILE, "candidates": [{"name": HOSTILE, "used": True}]}
-    cell["provenance"] = {"versions": {HOSTILE: SPECIAL}, "stages": [{"kind": "fit", "label": HOSTILE, "key": HOSTILE}]}
+    cell["provenance"] = {
+        "versions": {HOSTILE: SPECIAL},
+        "stages": [{"kind": "fit", "label": HOSTILE, "key": HOSTILE}],
+    }
     cell["reduced"] = HOSTILE
     path.write_text(json.dumps(cell))
     write_manifest(tmp_path, [HOSTILE, "=1+1"], labels, keys)
