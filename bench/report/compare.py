@@ -155,10 +155,10 @@ def _moves(before: StoredCell, after: StoredCell, identity: dict[str, Any]) -> I
 
 
 def _moved(before: float | None, after: float | None, first: Any, second: Any) -> bool:
-    if before is None or after is None:
-        return before is not after
-    if first is None or second is None:
-        return before != after
+    if before == after:
+        return False
+    if None in (before, after, first, second):
+        return True
     return not (first[0] <= after <= first[1] or second[0] <= before <= second[1])
 
 

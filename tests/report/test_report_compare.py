@@ -45,6 +45,11 @@ def test_a_value_inside_either_interval_has_not_moved(tmp_path):
     assert "auroc" not in moved(one, two)
 
 
+def test_a_value_that_stays_has_not_moved_even_outside_its_own_interval(tmp_path):
+    one = run(tmp_path / "a", [cell(0.80, 0.81, 0.82)])
+    assert moved(one, run(tmp_path / "b", [cell(0.80, 0.81, 0.82)])) == {}
+
+
 def test_a_value_outside_both_intervals_has(tmp_path):
     one = run(tmp_path / "a", [cell(0.80, 0.78, 0.82)])
     two = run(tmp_path / "b", [cell(0.90, 0.88, 0.92)])
