@@ -371,7 +371,8 @@ def hostile(tmp_path):
         cell["config"]["attack"] = {HOSTILE: {SPECIAL: [HOSTILE, SPECIAL]}}
         cell["decoy"] = {"description": HOSTILE, "candidates": [{"description": HOSTILE}]}
         cell["trigger"] = {"description": HOSTILE, "kind": SPECIAL}
-        cell["provenance"] = {HOSTILE: SPECIAL, "stages": [{"kind": HOSTILE, "label": SPECIAL}]}
+        stage = {"kind": HOSTILE, "label": SPECIAL, "key": HOSTILE}
+        cell["provenance"] = {HOSTILE: SPECIAL, "stages": [stage]}
         for entry in (*cell["thresholds"], *cell["downstream"]):
             entry |= {"rule": HOSTILE, "probe": HOSTILE, "metric": SPECIAL}
         path.write_text(json.dumps(cell))
