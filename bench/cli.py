@@ -164,9 +164,10 @@ def report(
         if profile is not None:
             raise InputError("--all and --profile exclude each other")
         found = (_results(config, name, results) for name in file.config.profiles)
-        folders = [folder for folder in found if (folder / "manifest.json").is_file()]
+        # Tables may lie there without the cells they were made from, as those of `quick` do.
+        folders = [folder for folder in found if any((folder / "cells").glob("*/cell.json"))]
         if not folders:
-            raise InputError("no profile has been run; `bench run` writes a manifest.json")
+            raise InputError("no profile has stored cells; `bench run` makes them")
     for folder in folders:
         declare_tables(folder, file.config.tables)
         for path in render(folder):

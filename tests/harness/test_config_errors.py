@@ -229,7 +229,7 @@ def test_status_and_report_of_a_folder_without_a_run_say_so(tiny, write_config, 
 
 def test_reporting_on_all_profiles_needs_one_that_was_run(tiny, write_config, refused):
     write_config(tiny)
-    assert "no profile has been run" in refused("report", "--all")
+    assert "no profile has stored cells" in refused("report", "--all")
     assert "exclude each other" in refused("report", "--all", "--profile", "tiny")
 
 
