@@ -262,15 +262,14 @@ def _gaps(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> list[s
     attacks = [a for a in results.manifest.attacks if a not in controls]
     defenses = [d for d in results.manifest.defenses if d != table.against]
     columns = attack_columns(plain_rows(results))
-    named = {cell.row["attack"]: columns[cell.key] for cell in results.cells}
-    there = set(zip(frame["attack"], frame["defense"], strict=True))
+    label_of = {columns[cell.key]: cell.row["attack"] for cell in results.cells}
+    there = {(label_of[a], d) for a, d in zip(frame["attack"], frame["defense"], strict=True)}
     return [
         f"{defense} on {attack}"
         for attack in attacks
         if table.admits("attack", attack)
         for defense in defenses
-        if table.admits("defense", defense)
-        and not any(d == defense and a.startswith(named.get(attack, attack)) for a, d in there)
+        if table.admits("defense", defense) and (attack, defense) not in there
     ]
 
 

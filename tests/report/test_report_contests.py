@@ -78,6 +78,13 @@ def test_cells_without_draws_have_no_interval_and_the_notes_say_why(tmp_path):
     assert "kept no draws" in " ".join(text.notes)
 
 
+def test_a_gap_is_named_beside_an_attack_whose_label_goes_on(tmp_path):
+    rows = [("x", "b", 0, {}), ("x-upstream", "a", 0, {}), ("x-upstream", "b", 0, {})]
+    results_of(tmp_path, rows)
+    notes = differences_text("t", AGAINST, load_results(tmp_path)).notes
+    assert "Without a pair: a on x." in notes
+
+
 def test_delta_needs_the_draws_of_the_placebo(tmp_path):
     table = DeclaredTable(kind="differences", against="b", metric="auroc_delta")
     keys = results_of(tmp_path, [("x", "a", 0, {}), ("x", "b", 0, {})])
