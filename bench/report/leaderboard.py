@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t as student_t
 
+from bench.evaluation.statistics import seed_interval
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
 
@@ -72,8 +72,6 @@ _BOUNDED_COLUMNS = tuple(
         )
     )
 )
-_SEEDS_NEEDED = 3
-_CONFIDENCE = 0.95
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
@@ -226,13 +224,8 @@ def worst_status(statuses: Iterable[str]) -> str:
 
 def t_interval(values: list[float]) -> tuple[float, float] | None:
     """95 % t interval of the mean of ``values``; None for fewer than three."""
-    if len(values) < _SEEDS_NEEDED:
-        return None
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    quantile = float(student_t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
-    half = quantile * math.sqrt(variance / len(values))
-    return mean - half, mean + half
+    found = seed_interval(values)
+    return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def _row(cell: StoredCell) -> dict[str, Any]:
