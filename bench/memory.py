@@ -1,7 +1,9 @@
-"""Peak memory of a block of code."""
+"""Peak memory of a block of code, and an allocator that keeps what it was given."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ import torch
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+# glibc's mallopt(3): names of parameters, and how much freed memory the heap may hold at its end.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_TRIM_BYTES, _PAD_BYTES = 2**31 - 1, 2**28
 
 
 class PeakMemory:
@@ -25,6 +30,7 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif _CLEAR.exists():
+            give_back_freed_memory()
             try:
                 _CLEAR.write_text("5")
             except OSError:  # not allowed in some containers: the mark then stays the process's
@@ -46,8 +52,49 @@ class PeakMemory:
 def resident_peak_mb() -> float:
     """The process's high-water mark of resident memory in MB."""
     if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+        return _status_mb("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def resident_mb() -> float:
+    """The process's resident memory in MB, where the system tells (Linux)."""
+    return _status_mb("VmRSS")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse the memory of large tensors instead of returning it to the system.
+
+    By default every tensor above 32 MB is fresh memory, whose pages the system must clear one by
+    one: a third of the time of a SimCLR step (figures in docs/decisions.md). Tensors of 2 MB and
+    more ask for huge pages. To be called before the first large tensor; the user's own
+    ``MALLOC_*`` and ``THP_MEM_ALLOC_ENABLE`` go before, and without glibc nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    libc = _glibc()
+    if libc is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+    libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what :func:`keep_freed_memory` holds and nothing uses."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _status_mb(name: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    lines = _STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, when it is glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

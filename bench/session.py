@@ -353,7 +353,10 @@ class Session:
         return known[dataset, split]
 
     def set_up_torch(self) -> None:
-        """Threads and determinism as the profile and the cache keys say them."""
+        """Threads and determinism as the profile and the cache keys say them; memory is reused."""
+        from bench.memory import keep_freed_memory
+
+        keep_freed_memory()
         import torch
         from threadpoolctl import threadpool_limits
 
