@@ -70,9 +70,11 @@ def keep_freed_memory() -> None:
     more ask for huge pages. To be called before the first large tensor; the user's own
     ``MALLOC_*`` and ``THP_MEM_ALLOC_ENABLE`` go before, and without glibc nothing happens.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    # Torch reads it at its first allocation. Blocks that begin on a page also keep the heap from
+    # splitting into pieces just too small for the next tensor of their size.
+    chosen = os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     libc = _glibc()
-    if libc is None or any(name.startswith("MALLOC_") for name in os.environ):
+    if libc is None or chosen != "1" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)

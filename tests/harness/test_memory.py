@@ -19,7 +19,7 @@ def once():
     torch.empty(2**25).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
 once(), once()
-print(once())
+print(sum(once() for _ in range(10)))
 kept = resident_mb()
 give_back_freed_memory()
 print(kept - resident_mb())
@@ -27,10 +27,14 @@ print(kept - resident_mb())
 
 
 def _run(**extra: str) -> tuple[int, float]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "THP_"))
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env={**clean, "THP_MEM_ALLOC_ENABLE": "0", **extra},
+        env={**clean, **extra},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -43,11 +47,11 @@ def _run(**extra: str) -> tuple[int, float]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for its page faults")
 def test_a_large_tensor_reuses_the_memory_of_the_last() -> None:
     faults, given_back = _run()
-    assert faults < 100  # 128 MB of fresh memory are 32,768
+    assert faults < 100  # ten times 128 MB of fresh memory are at least 640 huge pages
     assert given_back > 100
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for its page faults")
 def test_the_users_own_settings_go_before() -> None:
     faults, _ = _run(MALLOC_MMAP_THRESHOLD_="1000000")
-    assert faults > 10_000
+    assert faults > 600
