@@ -21,7 +21,7 @@ STAGE_VERSIONS = {
     "audit": 4,
     "fit": 1,
     "score": 2,
-    "evaluate": 4,
+    "evaluate": 5,
 }
 
 

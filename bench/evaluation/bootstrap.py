@@ -108,6 +108,10 @@ class Bootstrap:
     def auroc_draws(self, negatives: Sample, positives: Sample) -> NDArray[np.float64]:
         """AUROC in every draw, (draws,): exact, ties count half, nan where a side is empty.
 
+        Pairs of an image with itself have the share of all pairs in every draw that they have in the
+        sample: an image that is drawn w times would meet itself w^2 times, 2 on average, and pull
+        the draws towards how triggered images compare with themselves.
+
         The scores are sorted once; a draw only changes weights, so each costs a cumulative sum and
         two look-ups per positive.
         """
@@ -117,6 +121,12 @@ class Bootstrap:
         scores, images = positives.scores[by_score], positives.images[by_score]
         below = np.searchsorted(ascending, scores, "left")
         not_above = np.searchsorted(ascending, scores, "right")
+        both, left, right = np.intersect1d(
+            negatives.images, positives.images, assume_unique=True, return_indices=True
+        )
+        # Twice the win of each such image over itself: 2, 1 for a tie, or 0.
+        against_itself = 1 + np.sign(positives.scores[right] - negatives.scores[left])
+        share = len(both) / (len(rows) * len(images)) if len(both) else 0.0
 
         def statistics(weights: NDArray[np.uint8]) -> NDArray[np.float64]:
             cumulative = np.zeros((len(weights), len(rows) + 1))
@@ -126,7 +136,16 @@ class Bootstrap:
             drawn = np.take(weights, images, axis=1).astype(np.float64)
             wins = np.take(cumulative, below, axis=1) + np.take(cumulative, not_above, axis=1)
             pairs = 2 * cumulative[:, -1] * drawn.sum(axis=1)
-            return _ratios(np.einsum("ij,ij->i", drawn, wins), pairs)
+            own = np.take(weights, both, axis=1).astype(np.float64)
+            others = _ratios(
+                np.einsum("ij,ij->i", drawn, wins) - own**2 @ against_itself,
+                pairs - 2 * (own**2).sum(axis=1),
+            )
+            if not share:
+                return others
+            alone = _ratios(own @ against_itself, 2 * own.sum(axis=1))
+            mixed = (1 - share) * others + share * alone
+            return np.where(np.isnan(others), alone, np.where(np.isnan(alone), others, mixed))
 
         return self._over_blocks(statistics)
 

@@ -22,9 +22,31 @@ def repeated(sample: Sample, weights: np.ndarray) -> np.ndarray:
     return np.repeat(sample.scores, weights[sample.images])
 
 
+def naive_auroc(clean: Sample, triggered: Sample, weights: np.ndarray) -> float:
+    """Every pair by itself; those of an image with itself keep their share of the sample's."""
+    wins, pairs = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+    shared = 0
+    for image, score in zip(triggered.images, triggered.scores, strict=True):
+        for other, against in zip(clean.images, clean.scores, strict=True):
+            itself = bool(other == image)
+            times = int(weights[image]) * (1 if itself else int(weights[other]))
+            wins[itself] += times * (1.0 if score > against else 0.5 if score == against else 0.0)
+            pairs[itself] += times
+            shared += itself
+    share = shared / (len(clean.scores) * len(triggered.scores))
+    return (1 - share) * wins[False] / pairs[False] + share * wins[True] / pairs[True]
+
+
 def test_auroc_draws_equal_the_naive_loop_with_ties():
-    bootstrap = Bootstrap(LABELS, draws=60, seed=3)
-    clean, triggered = tied(0), tied(1, 0.8).where(LABELS != 2)
+    bootstrap = Bootstrap(LABELS, draws=30, seed=3)
+    clean, triggered = tied(0).where(LABELS != 1), tied(1, 0.8).where(LABELS != 2)
+    naive = [naive_auroc(clean, triggered, weights) for weights in bootstrap.multiplicities]
+    np.testing.assert_allclose(bootstrap.auroc_draws(clean, triggered), naive, atol=1e-12)
+
+
+def test_auroc_draws_of_different_images_equal_sklearn():
+    bootstrap = Bootstrap(LABELS, draws=30, seed=3)
+    clean, triggered = tied(0).where(LABELS < 2), tied(1, 0.8).where(LABELS >= 2)
     naive = [
         auroc(repeated(clean, weights), repeated(triggered, weights))
         for weights in bootstrap.multiplicities
@@ -34,6 +56,18 @@ def test_auroc_draws_equal_the_naive_loop_with_ties():
     pooled = np.concatenate([clean.scores, triggered.scores])
     weights = bootstrap.multiplicities[0][np.concatenate([clean.images, triggered.images])]
     assert naive[0] == pytest.approx(roc_auc_score(truth, pooled, sample_weight=weights))
+
+
+def test_draws_centre_on_the_estimate_where_a_score_hardly_changes():
+    """Every image is a hair above itself, as where trigger and decoy are all but equal."""
+    labels = np.arange(400) % 10
+    decoyed = Sample.of_all(np.random.default_rng(0).normal(size=400))
+    triggered = Sample.of_all(decoyed.scores + 1e-9)
+    draws = Bootstrap(labels, draws=4000).auroc_draws(decoyed, triggered)
+    estimate = auroc(decoyed.scores, triggered.scores)
+    assert estimate == 0.5 + 1 / 800
+    # An image that met itself as often as w^2 would put the draws at 0.5025.
+    np.testing.assert_allclose(draws, estimate, atol=1e-12)
 
 
 def test_aupr_draws_equal_sklearn_with_ties():
