@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,50 @@ class CellStore:
         sweep_scratch(self._scratch)
 
 
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is.
+
+    Attributes
+    ----------
+    done, waiting
+        Stages that need no more work, and stages whose turn has not come.
+    running
+        Label of a stage at work -> how far it is, or nothing.
+    seconds_left
+        Of all stages that were timed here before, one after the other.
+    width
+        How many of them run at once.
+    """
+
+    done: int
+    waiting: int
+    running: Mapping[str, str]
+    seconds_left: float
+    width: int = 1
+
+    def in_words(self) -> str:
+        """``12 stages done, 2 running, 30 waiting, about 5 min left``."""
+        left = duration(self.seconds_left / self.width)
+        known = f", about {left} left" if self.seconds_left else ""
+        return (
+            f"{self.done} stages done, {len(self.running)} running, {self.waiting} waiting{known}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class RunningMark:
-    """Says to ``bench status`` what a live run works on; gone when the run ends."""
+    """Says to ``bench status`` where a live run is; gone when the run ends."""
 
     def __init__(self, results: Path) -> None:
         self._path = Path(results) / ".running" / f"{socket.gethostname()}-{os.getpid()}.json"
+        self._since: dict[str, float] = {}
 
     def __enter__(self) -> RunningMark:
         for path in self._path.parent.glob(f"{socket.gethostname()}-*.json"):
@@ -112,8 +152,18 @@ class RunningMark:
                 path.unlink(missing_ok=True)
         return self
 
-    def update(self, label: str) -> None:
-        write_atomically(self._path, json.dumps({"label": label, "since": time.time()}))
+    def update(self, state: RunState) -> None:
+        """Say where the run is now. Labels that were there before keep the time they began."""
+        now = time.time()
+        self._since = {label: self._since.get(label, now) for label in state.running}
+        document = {
+            "state": state.in_words(),
+            "running": [
+                {"label": label, "progress": progress, "since": self._since[label]}
+                for label, progress in state.running.items()
+            ],
+        }
+        write_atomically(self._path, json.dumps(document))
 
     def __exit__(self, *_: object) -> None:
         self._path.unlink(missing_ok=True)
@@ -137,8 +187,17 @@ def describe_status(results: Path, keys: Sequence[str]) -> str:
             continue
         try:
             mark = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        elapsed = time.time() - mark["since"]
-        lines.append(f"running: {mark['label']} (process {pid}, {elapsed:.0f} s)")
+            lines += _running(mark, host, pid)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it ended just now
     return "\n".join(lines + troubles)
+
+
+def _running(mark: Mapping[str, Any], host: str, pid: str) -> list[str]:
+    """Lines on one live run."""
+    lines = [f"process {pid} on {host}: {mark['state']}"]
+    for stage in mark["running"]:
+        elapsed = max(0.0, time.time() - stage["since"])
+        progress = f"{stage['progress']}, " if stage["progress"] else ""
+        lines.append(f"running: {stage['label']} ({progress}{duration(elapsed)})")
+    return lines

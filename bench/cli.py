@@ -50,6 +50,7 @@ class Device(str, Enum):
 
 class Executor(str, Enum):
     inline = "inline"
+    ray = "ray"
 
 
 class Kind(str, Enum):
@@ -77,6 +78,9 @@ def run(
     seeds: SeedsOption = None,
     device: Annotated[Device | None, typer.Option(help="default: the profile's")] = None,
     executor: Annotated[Executor, typer.Option(help="how stages run")] = Executor.inline,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port")
+    ] = None,
     results: ResultsOption = None,
     cache: CacheOption = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed")] = False,
@@ -85,6 +89,8 @@ def run(
     """Run the matrix and render leaderboard tables and plots."""
     from bench.progress import reporter
 
+    if address is not None and executor is not Executor.ray:
+        raise InputError("--address goes with --executor ray")
     with reporter() as shown:
         session = _session(
             config,
@@ -98,6 +104,8 @@ def run(
             cache=cache,
             retry_failed=retry_failed,
             limit_steps=limit_steps,
+            executor=executor.value,
+            address=address,
         )
         warnings.showwarning = lambda message, *_, **__: shown.note(f"warning: {message}")
         outcome = session.run()

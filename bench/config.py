@@ -248,6 +248,42 @@ class CLIPConfig(Model):
     downstreams: tuple[Downstream, ...] | None = Field(None, min_length=1)
 
 
+class StageResources(Model):
+    """What a stage of one kind takes of a machine, for ``--executor ray``; never part of a key.
+
+    Attributes
+    ----------
+    cpus
+        Processors; None: as many as the profile has ``threads``.
+    gpus
+        Accelerators, fractions allowed; None: one where the run's device is one.
+    memory_gb
+        Memory that the scheduler sets aside; the process of a stage that holds more is ended.
+    minutes
+        Time limit.
+    """
+
+    cpus: int | None = Field(None, ge=1)
+    gpus: float | None = Field(None, ge=0)
+    memory_gb: Positive | None = None
+    minutes: Positive | None = None
+
+
+StageKind = Literal[
+    "data",
+    "pixels",
+    "import",
+    "poison",
+    "pretrain",
+    "implant",
+    "probe",
+    "audit",
+    "fit",
+    "score",
+    "evaluate",
+]
+
+
 class Profile(Model):
     """A scale: the same matrix on a laptop, on a real data set, on a GPU.
 
@@ -271,6 +307,8 @@ class Profile(Model):
     threads: int = Field(2, ge=1, le=1024)
     score_batch: int = Field(512, ge=1)
     overrides: dict[str, dict[str, Any]] = {}
+    resources: dict[StageKind, StageResources] = {}
+    """Stage kind -> what such a stage takes of a machine."""
     settings_tried: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Attack -> how many settings of it were tried at this scale before the overrides that stand
     there; 1 where nothing is said. Stored with every row."""

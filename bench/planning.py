@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 from bench.cells import CellStore
-from bench.executors.inline import cost_name
-from bench.graph import Stage, topological
+from bench.executors.computing import seconds_known
+from bench.graph import topological
 from bench.session import Session
-from bench.store import Store
 
 
 def describe_plan(session: Session) -> str:
@@ -36,7 +34,7 @@ def describe_plan(session: Session) -> str:
         if stage.kind != "evaluate" and session.store.peek(stage.kind, stage.key):
             cached[stage.kind] += 1
             continue
-        known = _seconds_known(session.store, stage)
+        known = seconds_known(session.store, stage)
         seconds[stage.kind] += known or 0.0
         unknown[stage.kind] += known is None
     for kind in needed:
@@ -53,12 +51,3 @@ def describe_plan(session: Session) -> str:
     ]
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     return "\n".join(lines)
-
-
-def _seconds_known(store: Store, stage: Stage) -> float | None:
-    """How long a stage of this kind and specification took last time in this cache."""
-    path = store.root / "seconds" / f"{cost_name(stage)}.json"
-    try:
-        return float(json.loads(path.read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None

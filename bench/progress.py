@@ -1,11 +1,18 @@
-"""Live bars on a terminal, plain lines elsewhere. Progress goes to stderr."""
+"""Live bars on a terminal, plain lines elsewhere and in a log file. Progress goes to stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from bench.cells import RunState
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -34,6 +41,12 @@ class Silent:
     def note(self, message: str) -> None:
         """One line for the reader."""
 
+    def view(self, state: RunState) -> None:
+        """Where a run is whose stages do not come one after the other."""
+
+    def log_to(self, path: Path) -> None:
+        """Keep plain lines in a file as well."""
+
 
 class PlainLines(Silent):
     """One line per finished stage and, for long ones, one every few seconds."""
@@ -42,6 +55,10 @@ class PlainLines(Silent):
         self._stream = stream or sys.stderr
         self._label, self._total, self._count = "", 0, 0
         self._last = self._started = time.monotonic()
+
+    def close(self) -> None:
+        """Close the stream that was given."""
+        self._stream.close()
 
     def plan(self, stages: int, cells: int, done: int) -> None:
         self._total = stages
@@ -65,6 +82,12 @@ class PlainLines(Silent):
 
     def note(self, message: str) -> None:
         self._print(message)
+
+    def view(self, state: RunState) -> None:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._print("    " + "; ".join((state.in_words(), *_at_work(state))))
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -94,6 +117,7 @@ class LiveBars(Silent):
         )
         self._all = self._bars.add_task("stages", total=None)
         self._one = self._bars.add_task("", total=None, visible=False)
+        self._at_work: list[TaskID] = []
 
     def __enter__(self) -> LiveBars:
         self._bars.start()
@@ -105,7 +129,8 @@ class LiveBars(Silent):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.update(self._one, visible=False)
+        for bar in (self._one, *self._at_work):
+            self._bars.update(bar, visible=False)
         self._bars.stop()
 
     def plan(self, stages: int, cells: int, done: int) -> None:
@@ -127,7 +152,76 @@ class LiveBars(Silent):
     def note(self, message: str) -> None:
         self._bars.console.print(message, markup=False, highlight=False)
 
+    def view(self, state: RunState) -> None:
+        self._bars.update(self._all, description=_escaped(state.in_words()))
+        for bar in self._at_work:
+            self._bars.remove_task(bar)
+        self._at_work = [
+            self._bars.add_task(_escaped(line), total=None) for line in _at_work(state)
+        ]
 
-def reporter() -> Silent:
+
+class Logged(Silent):
+    """Tells a display and, once there is one, a log file the same."""
+
+    def __init__(self, display: Silent) -> None:
+        self._display = display
+        self._log: PlainLines | None = None
+
+    def __enter__(self) -> Logged:
+        self._display.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.__exit__(*error)
+        if self._log is not None:
+            self._log.close()
+
+    def log_to(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = PlainLines(path.open("a", encoding="utf-8"))
+
+    def plan(self, stages: int, cells: int, done: int) -> None:
+        for to in self._all():
+            to.plan(stages, cells, done)
+
+    def start(self, label: str) -> None:
+        for to in self._all():
+            to.start(label)
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        for to in self._all():
+            to.step(what, done, total)
+
+    def finish(self, label: str, seconds: float, outcome: str) -> None:
+        for to in self._all():
+            to.finish(label, seconds, outcome)
+
+    def note(self, message: str) -> None:
+        for to in self._all():
+            to.note(message)
+
+    def view(self, state: RunState) -> None:
+        for to in self._all():
+            to.view(state)
+
+    def _all(self) -> Iterable[Silent]:
+        return (self._display,) if self._log is None else (self._display, self._log)
+
+
+def reporter() -> Logged:
     """Live bars when stderr is a terminal, plain lines otherwise."""
-    return LiveBars() if sys.stderr.isatty() else PlainLines()
+    return Logged(LiveBars() if sys.stderr.isatty() else PlainLines())
+
+
+def _at_work(state: RunState) -> list[str]:
+    """A line for each stage that is being computed."""
+    return [
+        f"{label}: {progress}" if progress else label for label, progress in state.running.items()
+    ]
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,9 @@ from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
     from bench.data.source import Source
-    from bench.executors.inline import Outcome
+    from bench.executors.computing import Outcome
+    from bench.executors.inline import InlineExecutor
+    from bench.executors.ray_driver import RayExecutor
     from bench.workspace import Workspace
 
 SMOKE_SUFFIX = "-smoke"
@@ -44,6 +47,8 @@ class Selection:
         None for the profile's.
     limit_steps
         Cap on the steps of every training loop; results are marked smoke and kept apart.
+    executor, address
+        ``inline``, or ``ray`` on a running cluster or on this machine.
     """
 
     profile: str | None = None
@@ -55,6 +60,8 @@ class Selection:
     cache: Path | None = None
     retry_failed: bool = False
     limit_steps: int | None = None
+    executor: str = "inline"
+    address: str | None = None
 
 
 @dataclass
@@ -230,7 +237,7 @@ class Session:
         InputError
             Before anything is written.
         """
-        from bench.executors.inline import InlineExecutor, Outcome
+        from bench.executors.computing import Outcome
 
         cells = CellStore(self.results)
         if not self._all_stored(cells):
@@ -245,24 +252,54 @@ class Session:
             elif cell not in pending and cells.status(cell.key) == "failed":
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
         if pending:
-            self.set_up_torch()
             self.store.sweep()
-            workspace = self.workspace()
+            begun = time.strftime("%Y%m%d-%H%M%S")
+            self.reporter.log_to(self.store.root / "logs" / f"{begun}-{os.getpid()}.txt")
             stages = topological([cell.stage for cell in pending])
             self.reporter.plan(len(stages), len(self.cells), done)
             with RunningMark(self.results) as mark:
-                ran = InlineExecutor(workspace, cells, self.reporter, mark).run(pending)
+                ran = self._executor(cells, mark).run(pending)
             outcome.computed, outcome.cached = ran.computed, ran.cached
             outcome.failed |= ran.failed
         self.render()
         return outcome
 
-    def workspace(self) -> Workspace:
+    def _executor(self, cells: CellStore, mark: RunningMark) -> InlineExecutor | RayExecutor:
+        """What runs the stages of this session."""
+        if self.selection.executor == "inline":
+            from bench.executors.inline import InlineExecutor
+
+            self.set_up_torch()
+            return InlineExecutor(self.workspace(), cells, self.reporter, mark)
+        try:
+            from bench.executors.ray_cluster import Cluster
+            from bench.executors.ray_driver import RayExecutor
+            from bench.executors.ray_worker import Origin
+        except ImportError as error:
+            if error.name != "ray":
+                raise
+            raise InputError(
+                "--executor ray needs Ray: pip install 'ssl-backdoor-bench[ray]'"
+            ) from None
+        origin, environment = Origin.of(self), self.environment
+        cluster = Cluster(
+            origin,
+            self.profile.resources,
+            environment.threads,
+            environment.device,
+            self.selection.address,
+        )
+        smoke = environment.limit_steps is not None
+        return RayExecutor(cluster, origin, self.store, cells, self.reporter, mark, smoke=smoke)
+
+    def workspace(
+        self, kind: type[Workspace] | None = None, store: Store | None = None
+    ) -> Workspace:
         """What the stages of this session share while they run."""
         from bench.workspace import Workspace
 
-        return Workspace(
-            self.store,
+        return (kind or Workspace)(
+            store or self.store,
             self.environment,
             self.sources,
             self.reporter,
@@ -317,7 +354,7 @@ class Session:
             "cells": [cell.key for cell in self.all_cells],
             "smoke": self.selection.limit_steps is not None,
             "config": {
-                "profile": self.profile.model_dump(mode="json"),
+                "profile": self.profile.model_dump(mode="json", exclude={"resources"}),
                 "protocol": self.file.config.protocol.model_dump(mode="json"),
                 "matrix": self.matrix.model_dump(mode="json"),
             },

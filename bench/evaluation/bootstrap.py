@@ -108,9 +108,9 @@ class Bootstrap:
     def auroc_draws(self, negatives: Sample, positives: Sample) -> NDArray[np.float64]:
         """AUROC in every draw, (draws,): exact, ties count half, nan where a side is empty.
 
-        Pairs of an image with itself have the share of all pairs in every draw that they have in the
-        sample: an image that is drawn w times would meet itself w^2 times, 2 on average, and pull
-        the draws towards how triggered images compare with themselves.
+        Pairs of an image with itself have the share of all pairs in every draw that they have in
+        the sample: an image that is drawn w times would meet itself w^2 times, 2 on average, and
+        pull the draws towards how triggered images compare with themselves.
 
         The scores are sorted once; a draw only changes weights, so each costs a cumulative sum and
         two look-ups per positive.

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from bench.cells import CellStore, RunningMark
-from bench.errors import InputError
+from bench.cells import CellStore, RunningMark, RunState
+from bench.executors.computing import (
+    Outcome,
+    compute_artifact,
+    in_words,
+    keep_trace,
+    measure,
+    seconds_known,
+    store_failure,
+)
 from bench.graph import Cell, Stage, topological
 from bench.progress import Silent
-from bench.stages import COMPUTE
-from bench.store import COST, content_key, write_atomically
 from bench.workspace import Workspace
 
-
-@dataclass
-class Outcome:
-    """What a run did.
-
-    Attributes
-    ----------
-    computed, cached
-        Labels of the stages that ran and of those that were found.
-    failed
-        Cell key -> reason.
-    """
-
-    computed: list[str] = field(default_factory=list)
-    cached: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+__all__ = ["InlineExecutor", "Outcome"]
 
 
 class InlineExecutor:
@@ -54,7 +41,12 @@ class InlineExecutor:
         lost: set[str] = set()
         cell_of = {cell.key: cell for cell in cells}
         wanted_by = _wanted_by(cells)
-        for stage in topological([cell.stage for cell in cells]):
+        stages = topological([cell.stage for cell in cells])
+        seconds = [seconds_known(self._workspace.store, stage) or 0.0 for stage in stages]
+        left = sum(seconds)
+        for number, stage in enumerate(stages):
+            self._mark.update(RunState(number, len(stages) - number - 1, {stage.label: ""}, left))
+            left -= seconds[number]
             blocked = next(
                 (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None
             )
@@ -67,76 +59,41 @@ class InlineExecutor:
                 lost |= wanted_by[stage.key]
                 if stage.key in cell_of:
                     outcome.failed[stage.key] = blocked
-                    self._store_failure(cell_of[stage.key], blocked)
+                    smoke = self._workspace.environment.limit_steps is not None
+                    store_failure(self._cells, cell_of[stage.key], blocked, smoke=smoke)
         return outcome
 
     def _attempt(self, stage: Stage, outcome: Outcome) -> str | None:
         """Compute one stage unless it is stored; the reason when it fails."""
         start = time.perf_counter()
         self._reporter.start(stage.label)
-        self._mark.update(stage.label)
         try:
             computed = (
-                self._compute_cell(stage) if stage.kind == "evaluate" else self._compute(stage)
+                self._compute_cell(stage)
+                if stage.kind == "evaluate"
+                else compute_artifact(stage, self._workspace)
             )
         except Exception as error:
-            reason = f"{stage.label}: {_in_words(error)}"
-            self._keep_trace(stage)
+            keep_trace(self._workspace.store, stage)
             self._reporter.finish(
-                stage.label, time.perf_counter() - start, f"failed: {_in_words(error)}"
+                stage.label, time.perf_counter() - start, f"failed: {in_words(error)}"
             )
-            return reason
+            return f"{stage.label}: {in_words(error)}"
         (outcome.computed if computed else outcome.cached).append(stage.label)
         word = "computed" if computed else "cached"
         self._reporter.finish(stage.label, time.perf_counter() - start, word)
         return None
-
-    def _compute(self, stage: Stage) -> bool:
-        store = self._workspace.store
-        if store.has(stage.kind, stage.key):
-            return False
-        with store.lock(stage.key):
-            if store.has(stage.kind, stage.key):
-                return False
-            with store.writing(stage.kind, stage.key) as folder:
-                self._measure(stage, folder)
-        return True
 
     def _compute_cell(self, stage: Stage) -> bool:
         if self._cells.done(stage.key):
             return False
         scratch = self._cells.scratch()
         try:
-            self._measure(stage, scratch)
+            measure(stage, self._workspace, scratch)
             self._cells.publish(scratch, stage.key)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
-
-    def _measure(self, stage: Stage, folder: Path) -> None:
-        start = time.perf_counter()
-        cost = COMPUTE[stage.kind](stage, self._workspace, folder) or {}
-        seconds = time.perf_counter() - start
-        (folder / COST).write_text(json.dumps({"seconds": seconds, **cost}) + "\n")
-        history = self._workspace.store.root / "seconds" / f"{cost_name(stage)}.json"
-        write_atomically(history, json.dumps({"seconds": seconds}))
-
-    def _store_failure(self, cell: Cell, reason: str) -> None:
-        self._cells.write_unfinished(
-            cell.key,
-            cell.identity,
-            "failed",
-            reason,
-            {
-                **cell.flags,
-                "smoke": self._workspace.environment.limit_steps is not None,
-                "config": cell.stage.spec["config"],
-            },
-        )
-
-    def _keep_trace(self, stage: Stage) -> None:
-        path = self._workspace.store.root / "failures" / f"{stage.kind}-{stage.key}.txt"
-        write_atomically(path, traceback.format_exc())
 
 
 def _wanted_by(cells: Sequence[Cell]) -> dict[str, set[str]]:
@@ -146,19 +103,3 @@ def _wanted_by(cells: Sequence[Cell]) -> dict[str, set[str]]:
         for stage in topological([cell.stage]):
             wanted.setdefault(stage.key, set()).add(cell.key)
     return wanted
-
-
-def cost_name(stage: Stage) -> str:
-    """What stages of about equal cost share: kind and specification, seed aside.
-
-    A score stage costs what its fit's component does.
-    """
-    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
-    described = {**stage.spec, "fit": dict(fitted), "seed": None}
-    return f"{stage.kind}-{content_key(described)[:16]}"
-
-
-def _in_words(error: Exception) -> str:
-    """One line: the message, with the error's type unless it is the user's to mend."""
-    message = " ".join(str(error).split()) or "no message"
-    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"

@@ -1,0 +1,126 @@
+"""What every executor does with one stage: compute it, measure it, say why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.cells import CellStore
+from bench.errors import InputError
+from bench.graph import Cell, Stage
+from bench.stages import COMPUTE
+from bench.store import COST, Store, content_key, write_atomically
+from bench.workspace import Workspace
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes
+    ----------
+    computed, cached
+        Labels of the stages that ran and of those that were found.
+    failed
+        Cell key -> reason.
+    """
+
+    computed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def compute_artifact(stage: Stage, workspace: Workspace) -> bool:
+    """Compute a stage unless the store has it; whether it was computed."""
+    store = workspace.store
+    if store.has(stage.kind, stage.key):
+        return False
+    with store.lock(stage.key):
+        if store.has(stage.kind, stage.key):
+            return False
+        with store.writing(stage.kind, stage.key) as folder:
+            measure(stage, workspace, folder)
+    return True
+
+
+def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
+    """Compute a stage into ``folder``, with its cost beside it."""
+    process, start = os.getpid(), time.perf_counter()
+    try:
+        cost = COMPUTE[stage.kind](stage, workspace, folder) or {}
+    except SystemExit as error:
+        raise RuntimeError(f"the component tried to end the process ({error.code})") from error
+    finally:
+        if os.getpid() != process:
+            # A component forked, and this is the copy: it must not go on as a second run.
+            os._exit(1)
+    seconds = time.perf_counter() - start
+    (folder / COST).write_text(json.dumps({"seconds": seconds, **cost}) + "\n")
+    remember_seconds(workspace.store, stage, seconds)
+
+
+def remember_seconds(store: Store, stage: Stage, seconds: float) -> None:
+    """Note what such a stage takes here, for plans and for the order of stages."""
+    write_atomically(_history(store, stage), json.dumps({"seconds": seconds}))
+
+
+def seconds_known(store: Store, stage: Stage) -> float | None:
+    """How long a stage of this kind and specification took last time in this cache."""
+    try:
+        return float(json.loads(_history(store, stage).read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def cost_name(stage: Stage) -> str:
+    """What stages of about equal cost share: kind and specification, seed aside.
+
+    A score stage costs what its fit's component does.
+    """
+    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
+    described = {**stage.spec, "fit": dict(fitted), "seed": None}
+    return f"{stage.kind}-{content_key(described)[:16]}"
+
+
+def store_failure(
+    cells: CellStore,
+    cell: Cell,
+    reason: str,
+    *,
+    smoke: bool,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Store the row of a cell that has no numbers."""
+    cells.write_unfinished(
+        cell.key,
+        cell.identity,
+        "failed",
+        reason,
+        {**cell.flags, "smoke": smoke, "config": cell.stage.spec["config"], **(extra or {})},
+    )
+
+
+def keep_trace(store: Store, stage: Stage) -> None:
+    """Keep the stack trace of the error at hand, for whoever looks for the cause."""
+    keep_text(store, stage, traceback.format_exc())
+
+
+def keep_text(store: Store, stage: Stage, text: str) -> None:
+    """Keep what is known of a failure under ``failures/``."""
+    write_atomically(store.root / "failures" / f"{stage.kind}-{stage.key}.txt", text)
+
+
+def in_words(error: BaseException) -> str:
+    """One line: the message, with the error's type unless it is the user's to mend."""
+    message = " ".join(str(error).split()) or "no message"
+    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
+
+
+def _history(store: Store, stage: Stage) -> Path:
+    return store.root / "seconds" / f"{cost_name(stage)}.json"

@@ -1,0 +1,170 @@
+"""The machines of a Ray run: connecting, which nodes live, whose cache has what."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bench.config import StageResources
+from bench.errors import InputError
+from bench.executors.ray_worker import Board, Keeper, Origin
+from bench.graph import Stage
+
+SECONDS_BETWEEN_CENSUSES = 5.0
+SECONDS_TO_ANSWER = 60.0
+_PASSED_ON = ("PYTHONPATH", "BENCH_DATA", "BENCH_THIRD_PARTY", "OMP_WAIT_POLICY")
+
+
+class Cluster:
+    """A connection to Ray, closed at the end of a ``with`` block.
+
+    Parameters
+    ----------
+    origin
+        Of the run; every node must have the same configuration file.
+    resources
+        Of the profile, by stage kind.
+    threads, device
+        Of the profile: the processors of a stage unless the resources say otherwise, and whether
+        it takes an accelerator.
+    address
+        Of a running cluster (``auto``, ``host:port``, ``ray://host:port``); None: this machine,
+        for as long as the run lasts.
+
+    Raises
+    ------
+    InputError
+        On entering, when no cluster answers or a node has another configuration.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        resources: Mapping[str, StageResources],
+        threads: int,
+        device: str,
+        address: str | None = None,
+    ) -> None:
+        self._origin, self._resources = origin, resources
+        self._threads, self._device, self._address = threads, device, address
+        self._keepers: dict[str, Any] = {}  # node -> its keeper
+        self._storage: dict[str, str] = {}  # node -> the cache it uses
+        self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
+        self._nodes: list[dict[str, float]] = []
+        self._counted = 0.0
+
+    def __enter__(self) -> Cluster:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        # Ray would set it to the processors of a task, and libraries read it when they load.
+        environment["OMP_NUM_THREADS"] = str(self._threads)
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self._address is None:
+            environment["BENCH_CACHE"] = self._origin.cache
+            settings["include_dashboard"] = False
+        try:
+            ray.init(self._address, runtime_env={"env_vars": environment}, **settings)
+        except (OSError, RayError, ValueError, RuntimeError) as error:
+            where = self._address or "this machine"
+            raise InputError(f"no Ray cluster at {where}: {' '.join(str(error).split())}") from None
+        here = ray.get_runtime_context().get_node_id()
+        self.board = _pinned(Board, here).remote()
+        try:
+            self.count_nodes()
+        except BaseException:
+            ray.shutdown()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def count_nodes(self) -> None:
+        """Meet the nodes that came and forget those that went; at most every few seconds."""
+        if self._nodes and time.monotonic() - self._counted < SECONDS_BETWEEN_CENSUSES:
+            return
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        for gone in self._keepers.keys() - alive.keys():
+            del self._keepers[gone], self._storage[gone]
+        for node in alive.keys() - self._keepers.keys():
+            keeper = _pinned(Keeper, node).remote(self._origin.cache)
+            try:
+                self._check_config(keeper, node)
+                storage = ray.get(keeper.storage.remote(), timeout=SECONDS_TO_ANSWER)
+            except RayError:
+                continue  # it went as it came
+            self._keepers[node], self._storage[node] = keeper, storage
+        self._nodes, self._counted = list(alive.values()), time.monotonic()
+
+    @property
+    def processors(self) -> int:
+        """Of all nodes."""
+        return max(1, int(sum(node.get("CPU", 0) for node in self._nodes)))
+
+    def stored(self, key: str, storage: str) -> None:
+        """A stage's artifact lies in that cache."""
+        self._holders.setdefault(key, set()).add(storage)
+
+    def lost(self, key: str) -> None:
+        """No node that lives has the artifact."""
+        self._holders.pop(key, None)
+
+    def holders(self, stage: Stage) -> tuple[Any, ...]:
+        """The keepers that can read its artifact."""
+        caches = self._holders.get(stage.key, set())
+        return tuple(
+            keeper for node, keeper in self._keepers.items() if self._storage[node] in caches
+        )
+
+    def demand(self, stage: Stage, alone: bool = False) -> dict[str, float]:
+        """Ray's ``num_cpus``, ``num_gpus`` and ``memory`` (bytes); ``alone``: a whole device."""
+        asked = self.asked(stage)
+        widest = max((node.get("CPU", 0) for node in self._nodes), default=1)
+        demand = {"num_cpus": asked.cpus or min(self._threads, widest)}
+        if self._device == "cuda":
+            gpus = 1.0 if asked.gpus is None else asked.gpus
+            demand["num_gpus"] = max(1.0, gpus) if alone else gpus
+        if asked.memory_gb is not None:
+            demand["memory"] = asked.memory_gb * 2**30
+        return demand
+
+    def asked(self, stage: Stage) -> StageResources:
+        """What the profile says of such stages."""
+        return self._resources.get(stage.kind, StageResources())
+
+    def check(self, stage: Stage) -> None:
+        """Refuse a stage that no node can ever take.
+
+        Raises
+        ------
+        InputError
+            With what the stage takes.
+        """
+        names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+        demand = self.demand(stage)
+        if not any(
+            all(node.get(names[name], 0) >= value for name, value in demand.items())
+            for node in self._nodes
+        ):
+            wanted = ", ".join(f"{name} {value:g}" for name, value in demand.items())
+            raise InputError(f"no node has what a {stage.kind} stage takes ({wanted})")
+
+    def _check_config(self, keeper: Any, node: str) -> None:
+        path = self._origin.config
+        found = ray.get(keeper.config_digest.remote(path), timeout=SECONDS_TO_ANSWER)
+        if found != self._origin.config_digest:
+            raise InputError(
+                f"node {node[:12]} has another {path}, or none: every node needs the same checkout"
+            )
+
+
+def _pinned(kind: type, node: str) -> Any:
+    """An actor class that runs on one node and takes none of its processors."""
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=where)

@@ -1,0 +1,309 @@
+"""Runs the stage graph on Ray: shared stages once, everything else as wide as the machines.
+
+Ray Core moves tasks, bytes and errors; which stage comes next and what a failure means is decided
+here, in one process, from :class:`bench.executors.schedule.Schedule`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+
+from bench.cells import CellStore, RunningMark, RunState
+from bench.executors.computing import (
+    Outcome,
+    keep_text,
+    remember_seconds,
+    seconds_known,
+    store_failure,
+)
+from bench.executors.ray_cluster import Cluster
+from bench.executors.ray_worker import Order, Origin, Report, compute_order
+from bench.executors.schedule import Schedule, State
+from bench.graph import Cell, Stage, topological
+from bench.progress import Silent
+from bench.store import Store
+
+ATTEMPTS = 3
+"""How often a stage is begun whose process dies under it."""
+LOST_NODES = 10
+"""How often a stage is begun whose machine dies under it."""
+SECONDS_BETWEEN_VIEWS = 1.0
+UNTIMED_SECONDS: Mapping[str, float] = {"pretrain": 600.0, "implant": 300.0, "fit": 60.0}
+"""A guess for what was never timed, that long stages begin early."""
+
+
+@dataclass
+class _Task:
+    """A stage that was handed to Ray."""
+
+    stage: Stage
+    reference: Any
+    began: float | None = None  # when it was seen at work, by a clock that cannot jump
+    cancelled: str = ""
+
+
+@dataclass
+class _Troubles:
+    """How often a stage lost its process, its machine or its device's memory."""
+
+    crashes: Counter[str] = field(default_factory=Counter)
+    nodes: Counter[str] = field(default_factory=Counter)
+    no_device_memory: Counter[str] = field(default_factory=Counter)
+
+
+class RayExecutor:
+    """The same keys, scores and tables as :class:`bench.executors.inline.InlineExecutor`.
+
+    Parameters
+    ----------
+    cluster
+        Not yet entered.
+    origin
+        Of the run, for the workers.
+    smoke
+        Whether rows of failures are marked so.
+    compute
+        What a worker does with an order.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        origin: Origin,
+        store: Store,
+        cells: CellStore,
+        reporter: Silent,
+        mark: RunningMark,
+        *,
+        smoke: bool = False,
+        compute: Callable[[Order], Report] = compute_order,
+    ) -> None:
+        self._cluster, self._origin = cluster, origin
+        self._store, self._cells = store, cells
+        self._reporter, self._mark = reporter, mark
+        self._smoke, self._compute = smoke, compute
+        self._costs: dict[str, Mapping[str, float]] = {}
+        self._tasks: dict[Any, _Task] = {}
+        self._troubles = _Troubles()
+        self._outcome = Outcome()
+
+    def run(self, cells: Sequence[Cell]) -> Outcome:
+        """Compute every stage that ``cells`` need, the longest way first.
+
+        Raises
+        ------
+        InputError
+            When no cluster answers, or no node has what a stage takes.
+        """
+        self._cell_of = {cell.key: cell for cell in cells}
+        self._schedule = Schedule(
+            cells,
+            lambda stage: seconds_known(self._store, stage),
+            lambda stage: UNTIMED_SECONDS.get(stage.kind, 1.0),
+        )
+        with self._cluster:
+            kinds = {stage.kind: stage for stage in topological([cell.stage for cell in cells])}
+            for stage in kinds.values():
+                self._cluster.check(stage)
+            self._remote = ray.remote(self._compute)
+            try:
+                self._loop()
+            finally:
+                for task in self._tasks.values():
+                    ray.cancel(task.reference, force=True)
+        return self._outcome
+
+    def _loop(self) -> None:
+        viewed = 0.0
+        while self._schedule.open:
+            self._submit()
+            if self._tasks:
+                done, _ = ray.wait(list(self._tasks), num_returns=1, timeout=SECONDS_BETWEEN_VIEWS)
+                # Whatever else has ended meanwhile, without waiting for it.
+                done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+                for reference in done:
+                    self._settle(self._tasks.pop(reference))
+            if time.monotonic() - viewed >= SECONDS_BETWEEN_VIEWS:
+                viewed = time.monotonic()
+                self._view()
+
+    def _submit(self) -> None:
+        """Hand out what is ready, a little more than fits so that no processor waits for us."""
+        room = 2 * self._cluster.processors
+        while len(self._tasks) < room and (stage := self._schedule.peek()) is not None:
+            self._schedule.take()
+            if stage.kind == "evaluate" and self._cells.done(stage.key):
+                self._finished(stage, Report("cached"))
+                continue
+            reference = self._remote.options(
+                name=stage.label,
+                max_retries=0,
+                **self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0),
+            ).remote(self._order(stage))
+            self._tasks[reference] = _Task(stage, reference)
+
+    def _order(self, stage: Stage) -> Order:
+        behind = _behind(stage)
+        return Order(
+            stage,
+            self._origin,
+            {before.key: self._cluster.holders(before) for before in behind},
+            {key: self._costs[key] for key in (s.key for s in behind) if key in self._costs},
+            self._cluster.board,
+            self._memory_mb(stage),
+        )
+
+    def _memory_mb(self, stage: Stage) -> float | None:
+        gigabytes = self._cluster.asked(stage).memory_gb
+        return None if gigabytes is None else gigabytes * 1024
+
+    def _view(self) -> None:
+        """Show and note where things are; end what has taken too long."""
+        running = ray.get(self._cluster.board.running.remote())
+        self._cluster.count_nodes()
+        for task in self._tasks.values():
+            if task.stage.key in running:
+                self._limit(task)
+        counts = self._schedule.counts
+        settled = sum(counts[state] for state in (State.done, State.failed, State.dropped))
+        waiting = len(self._schedule) - settled - len(running)
+        width = max(1, len(running))
+        state = RunState(
+            settled,
+            max(0, waiting),
+            {entry["label"]: entry["progress"] for entry in running.values()},
+            self._schedule.seconds_left,
+            width,
+        )
+        self._mark.update(state)
+        self._reporter.view(state)
+
+    def _limit(self, task: _Task) -> None:
+        now = time.monotonic()
+        if task.began is None:
+            task.began = now
+        minutes = self._cluster.asked(task.stage).minutes
+        if minutes is not None and now - task.began > 60 * minutes and not task.cancelled:
+            task.cancelled = (
+                f"took longer than the {minutes:g} minutes of a {task.stage.kind} stage"
+            )
+            ray.cancel(task.reference, force=True)
+
+    def _settle(self, task: _Task) -> None:
+        stage = task.stage
+        try:
+            report: Report = ray.get(task.reference)
+        except RayError as error:
+            self._died(task, error)
+            return
+        if not self._schedule.awaited(stage.key):
+            return  # what it was made of was lost and could not be made again: it has failed
+        for note in report.notes:
+            self._reporter.note(f"warning: {note}")
+        if report.state == "missing":
+            # Its machine went after it was computed: it is computed again, then this one.
+            self._cluster.lost(report.missing)
+            self._store_failures(self._schedule.lose(report.missing))
+            self._schedule.give_back(stage.key)
+        elif report.state == "no device memory" and not self._troubles.no_device_memory[stage.key]:
+            self._troubles.no_device_memory[stage.key] += 1
+            self._reporter.note(f"{stage.label}: no device memory; once more, alone on its device")
+            self._schedule.give_back(stage.key)
+        elif report.state in ("computed", "cached"):
+            self._finished(stage, report)
+        else:
+            keep_text(self._store, stage, report.trace)
+            self._failed(stage, report.reason, report.seconds)
+
+    def _finished(self, stage: Stage, report: Report) -> None:
+        if report.files:
+            self._publish(stage, report.files)
+        if report.storage:
+            self._cluster.stored(stage.key, report.storage)
+        if report.cost:
+            self._costs[stage.key] = report.cost
+        if report.state == "computed" and "seconds" in report.cost:
+            remember_seconds(self._store, stage, report.cost["seconds"])
+        (self._outcome.computed if report.state == "computed" else self._outcome.cached).append(
+            stage.label
+        )
+        self._schedule.finish(stage.key)
+        self._reporter.finish(stage.label, report.seconds, report.state)
+
+    def _publish(self, stage: Stage, files: Mapping[str, bytes]) -> None:
+        scratch = self._cells.scratch()
+        try:
+            for name, content in files.items():
+                path = scratch / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._cells.publish(scratch, stage.key)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _died(self, task: _Task, error: RayError) -> None:
+        """The process or the machine of a stage is gone."""
+        stage, troubles = task.stage, self._troubles
+        ray.get(self._cluster.board.end.remote(stage.key))
+        if task.cancelled:
+            self._failed(stage, task.cancelled)
+            return
+        megabytes = ray.get(self._cluster.board.memory_of.remote(stage.key))
+        if megabytes is not None:
+            limit = self._memory_mb(stage)
+            self._failed(
+                stage, f"held {megabytes:.0f} MB, more than the {limit:.0f} MB of such a stage"
+            )
+        elif isinstance(error, NodeDiedError):
+            troubles.nodes[stage.key] += 1
+            self._again(stage, "its node died", troubles.nodes[stage.key], LOST_NODES)
+        elif isinstance(error, WorkerCrashedError | OutOfMemoryError | TaskCancelledError):
+            troubles.crashes[stage.key] += 1
+            what = "ran out of memory" if isinstance(error, OutOfMemoryError) else "died"
+            self._again(stage, f"its process {what}", troubles.crashes[stage.key], ATTEMPTS)
+        else:
+            keep_text(self._store, stage, str(error))
+            first = str(error).strip().splitlines()[-1] if str(error).strip() else "no message"
+            self._failed(stage, f"{type(error).__name__}: {first}")
+
+    def _again(self, stage: Stage, what: str, times: int, most: int) -> None:
+        if times >= most:
+            self._failed(stage, f"{what} {times} times")
+            return
+        self._reporter.note(f"{stage.label}: {what}; it is begun again")
+        self._schedule.give_back(stage.key)
+
+    def _failed(self, stage: Stage, reason: str, seconds: float = 0.0) -> None:
+        self._reporter.finish(stage.label, seconds, f"failed: {reason}")
+        self._store_failures(self._schedule.fail(stage.key, f"{stage.label}: {reason}"))
+
+    def _store_failures(self, failed: Mapping[str, str]) -> None:
+        for key, why in failed.items():
+            self._outcome.failed[key] = why
+            store_failure(self._cells, self._cell_of[key], why, smoke=self._smoke)
+
+
+def _behind(stage: Stage) -> list[Stage]:
+    """What a stage may look at: its inputs and theirs."""
+    found: dict[str, Stage] = {}
+    pending = list(stage.inputs.values())
+    while pending:
+        at = pending.pop()
+        if at.key not in found:
+            found[at.key] = at
+            pending += at.inputs.values()
+    return list(found.values())

@@ -1,0 +1,327 @@
+"""What runs inside Ray's processes: a stage, the keeper of a cache, the board of progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from bench.configfile import ConfigFile
+from bench.executors.computing import compute_artifact, in_words, measure
+from bench.graph import Stage
+from bench.memory import resident_mb
+from bench.progress import Silent
+from bench.session import Selection, Session
+from bench.store import COST, Store, damage, file_digest, publish
+from bench.workspace import Workspace
+
+SECONDS_BETWEEN_STEPS = 2.0
+SECONDS_BETWEEN_LOOKS = 0.5
+OVER_MEMORY = 77
+"""Exit status of a process that outgrew its stage's memory."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from: the configuration file and its SHA-256, what was selected of it, and
+    the driver's cache folder."""
+
+    config: str
+    config_digest: str
+    selection: Selection
+    cache: str
+
+    @classmethod
+    def of(cls, session: Session) -> Origin:
+        """Of a session on this machine."""
+        path = session.file.path.resolve()
+        cache = str(session.store.root.resolve())
+        return cls(str(path), file_digest(path), session.selection, cache)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One stage to compute, with all that a process elsewhere needs to know.
+
+    Attributes
+    ----------
+    holders
+        Stage key -> the keepers of the caches that have its artifact.
+    costs
+        Stage key -> its measured cost, for the provenance of a cell.
+    memory_mb
+        Above it the process ends itself; None: no limit of ours.
+    """
+
+    stage: Stage
+    origin: Origin
+    holders: Mapping[str, tuple[Any, ...]]
+    costs: Mapping[str, Mapping[str, float]]
+    board: Any
+    memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of an order.
+
+    Attributes
+    ----------
+    state
+        ``computed``, ``cached``, ``failed``, ``missing`` (an input is nowhere any more) or
+        ``no device memory``.
+    reason, trace
+        One line and the stack, of a failure.
+    missing
+        Key of the input that is gone.
+    files
+        Of a finished cell: name -> content.
+    storage
+        Which cache has the artifact now.
+    """
+
+    state: str
+    seconds: float = 0.0
+    cost: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    trace: str = ""
+    missing: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    storage: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class MissingError(Exception):
+    """No keeper that lives has the artifact of that key."""
+
+
+def storage_id(root: Path) -> str:
+    """A name for the cache under ``root``: equal on two nodes exactly when they share it."""
+    path = root / "storage-id"
+    if not path.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        own = root / f".storage-{uuid.uuid4().hex}"
+        own.write_text(uuid.uuid4().hex)
+        try:
+            os.link(own, path)  # whoever comes second fails and takes the first one's
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    return path.read_text()
+
+
+def cache_of_this_node(cache: str) -> Path:
+    """``BENCH_CACHE`` where the node was started with one, else the driver's folder."""
+    return Path(os.environ.get("BENCH_CACHE") or cache)
+
+
+class Keeper:
+    """Reads artifacts of one node's cache for the others."""
+
+    def __init__(self, cache: str) -> None:
+        self._store = Store(cache_of_this_node(cache))
+        self._store.sweep()
+
+    def storage(self) -> str:
+        return storage_id(self._store.root)
+
+    def config_digest(self, path: str) -> str:
+        """SHA-256 of the configuration file as this node has it; empty when it has none."""
+        return file_digest(Path(path)) if Path(path).is_file() else ""
+
+    def names(self, kind: str, key: str) -> list[str]:
+        """Files of an artifact; none when it is not here or not whole."""
+        if not self._store.has(kind, key):
+            return []
+        folder = self._store.folder(kind, key)
+        return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+    def read(self, kind: str, key: str, name: str) -> bytes:
+        return (self._store.folder(kind, key) / name).read_bytes()
+
+
+class Board:
+    """Who is at work on what; lives beside the driver."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, dict[str, Any]] = {}
+        self._over: dict[str, float] = {}
+
+    def start(self, key: str, label: str, host: str, pid: int) -> None:
+        self._running[key] = {"label": label, "host": host, "pid": pid, "progress": ""}
+
+    def step(self, key: str, progress: str) -> None:
+        if key in self._running:
+            self._running[key]["progress"] = progress
+
+    def end(self, key: str) -> None:
+        self._running.pop(key, None)
+
+    def over_memory(self, key: str, megabytes: float) -> None:
+        self._over[key] = megabytes
+
+    def memory_of(self, key: str) -> float | None:
+        """What the process of that stage held when it ended itself for its size."""
+        return self._over.pop(key, None)
+
+    def running(self) -> dict[str, dict[str, Any]]:
+        return dict(self._running)
+
+
+class _ToBoard(Silent):
+    """Passes the steps of training loops on, every other second."""
+
+    def __init__(self) -> None:
+        self.board: Any = None
+        self.key = ""
+        self._last = 0.0
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if self.board is not None and now - self._last >= SECONDS_BETWEEN_STEPS:
+            self._last = now
+            of = f"/{total}" if total else ""
+            self.board.step.remote(self.key, f"{what} {done}{of}")
+
+
+class _RemoteWorkspace(Workspace):
+    """Fetches the artifacts that other nodes have, when they are looked at."""
+
+    holders: Mapping[str, tuple[Any, ...]] = {}
+    costs: Mapping[str, Mapping[str, float]] = {}
+
+    def folder(self, stage: Stage) -> Path:
+        if not self.store.has(stage.kind, stage.key):
+            self._fetch(stage)
+        return self.store.folder(stage.kind, stage.key)
+
+    def cost(self, stage: Stage) -> dict[str, float]:
+        known = self.costs.get(stage.key)
+        return dict(known) if known is not None else super().cost(stage)
+
+    def _fetch(self, stage: Stage) -> None:
+        for keeper in self.holders.get(stage.key, ()):
+            try:
+                names = ray.get(keeper.names.remote(stage.kind, stage.key))
+                with self.store.scratch() as scratch:
+                    for name in names:
+                        path = scratch / name
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(ray.get(keeper.read.remote(stage.kind, stage.key, name)))
+                    if names and damage(scratch) is None:
+                        publish(scratch, self.store.folder(stage.kind, stage.key))
+                        return
+            except (ray.exceptions.RayError, FileNotFoundError):
+                continue  # that node is gone, or its artifact is: the next one may have it
+        raise MissingError(stage.key)
+
+
+@dataclass
+class _Context:
+    """What a process keeps from one stage to the next: opened data, loaded encoders."""
+
+    workspace: _RemoteWorkspace
+    reporter: _ToBoard
+
+
+_contexts: dict[Origin, _Context] = {}
+
+
+def compute_order(order: Order) -> Report:
+    """Compute one stage in this process."""
+    key = order.stage.key
+    order.board.start.remote(key, order.stage.label, socket.gethostname(), os.getpid())
+    watch = _Watch(order)
+    start = time.perf_counter()
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
+            context = _context(order.origin)
+            context.reporter.board, context.reporter.key = order.board, key
+            context.workspace.holders, context.workspace.costs = order.holders, order.costs
+            report = _computed(order, context.workspace)
+    except MissingError as error:
+        report = Report("missing", missing=str(error))
+    except Exception as error:
+        report = _failure(error)
+    finally:
+        watch.stop()
+        order.board.end.remote(key)
+    return Report(
+        **{**report.__dict__, "seconds": time.perf_counter() - start, "notes": tuple(notes)}
+    )
+
+
+def _computed(order: Order, workspace: _RemoteWorkspace) -> Report:
+    stage, store = order.stage, workspace.store
+    if stage.kind == "evaluate":
+        with store.scratch() as scratch:
+            measure(stage, workspace, scratch)
+            files = {
+                path.relative_to(scratch).as_posix(): path.read_bytes()
+                for path in scratch.rglob("*")
+                if path.is_file()
+            }
+        return Report("computed", files=files, cost=json.loads(files[COST]))
+    computed = compute_artifact(stage, workspace)
+    cost = Workspace.cost(workspace, stage)
+    state = "computed" if computed else "cached"
+    return Report(state, cost=cost, storage=storage_id(store.root))
+
+
+def _failure(error: Exception) -> Report:
+    import torch
+
+    trace = traceback.format_exc()
+    out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
+    if out_of_memory:
+        torch.cuda.empty_cache()
+        # A next stage starts with an empty device: what this one loaded goes as well.
+        _contexts.clear()
+    state = "no device memory" if out_of_memory else "failed"
+    return Report(state, reason=in_words(error), trace=trace)
+
+
+def _context(origin: Origin) -> _Context:
+    if origin not in _contexts:
+        _contexts.clear()
+        reporter = _ToBoard()
+        session = Session(ConfigFile(Path(origin.config)), origin.selection, reporter)
+        session.set_up_torch()
+        store = Store(cache_of_this_node(origin.cache))
+        _contexts[origin] = _Context(session.workspace(_RemoteWorkspace, store), reporter)
+    return _contexts[origin]
+
+
+class _Watch:
+    """Ends the process when it outgrows its stage's memory: the machine's other work goes on."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._ended = threading.Event()
+        if order.memory_mb is not None:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _look(self) -> None:
+        order = self._order
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            megabytes = resident_mb()
+            if megabytes > order.memory_mb:
+                ray.get(order.board.over_memory.remote(order.stage.key, megabytes))
+                os._exit(OVER_MEMORY)
