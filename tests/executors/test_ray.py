@@ -1,0 +1,112 @@
+"""The same matrix through Ray, beside defenses that harm the process they run in."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from experiment import TINY
+
+from bench import registry
+from bench.configfile import ConfigFile
+from bench.progress import Logged, PlainLines
+from bench.session import Selection, Session
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'ssl-backdoor-bench[ray]'")
+
+WAYWARD = Path(__file__).parent / "wayward_package"
+COST = {"fit_seconds", "score_ms_per_image", "peak_memory_mb"}
+HARMFUL = ["ends-the-process", "asks-to-exit", "hangs", "leaks", "forks", "prints"]
+
+
+def rows(session: Session) -> dict[tuple[str, str], dict]:
+    """(attack, defense) -> the stored row without its cost."""
+    found = {}
+    for path in (session.results / "cells").glob("*/cell.json"):
+        row = json.loads(path.read_text())["row"]
+        kept = {name: value for name, value in row.items() if name not in COST}
+        found[row["attack"], row["defense"]] = kept
+    return found
+
+
+@pytest.fixture(scope="module")
+def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """The control of the tiny matrix and six harmful defenses, two processes at once."""
+    folder = tmp_path_factory.mktemp("ray")
+    content = copy.deepcopy(TINY)
+    content["matrix"]["attacks"] = ["none"]
+    content["matrix"]["defenses"] += HARMFUL
+    content["profiles"]["tiny"]["resources"] = {
+        **{kind: {"cpus": 1} for kind in ("data", "probe", "score", "audit", "evaluate")},
+        "fit": {"cpus": 1, "memory_gb": 2, "minutes": 0.5},
+    }
+    path = folder / "bench.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        root = str(Path(__file__).parents[2])
+        patch.setenv("PYTHONPATH", f"{WAYWARD}:{root}")
+        patch.syspath_prepend(WAYWARD)
+        patch.delenv("BENCH_CACHE", raising=False)
+        registry.entries.cache_clear()
+        with (folder / "shown.txt").open("w") as shown, Logged(PlainLines(shown)) as reporter:
+            session = Session(ConfigFile(path), Selection(executor="ray"), reporter)
+            session.run()
+        yield session
+    registry.entries.cache_clear()
+    registry.load.cache_clear()
+
+
+def test_harmless_cells_are_those_of_the_inline_executor(ray_run, tiny_run):
+    through_ray, inline = rows(ray_run), rows(tiny_run)
+    control = {key: row for key, row in inline.items() if key[0] == "none"}
+    assert len(control) == 5
+    assert {key: through_ray[key] for key in control} == control
+
+
+def test_artifacts_are_those_of_the_inline_executor(ray_run, tiny_run):
+    """Byte for byte, where a stage wrote numbers and no times."""
+    checked = 0
+    for path in (ray_run.store.root / "score").rglob("scores.parquet"):
+        twin = tiny_run.store.root / path.relative_to(ray_run.store.root)
+        if twin.is_file():  # the harmful ones ran here alone
+            assert twin.read_bytes() == path.read_bytes()
+            checked += 1
+    assert checked == 5
+
+
+@pytest.mark.parametrize(
+    ("defense", "reason"),
+    [
+        ("ends-the-process", "its process died 3 times"),
+        ("asks-to-exit", "the component tried to end the process (enough)"),
+        ("hangs", "took longer than the 0.5 minutes of a fit stage"),
+        ("leaks", "more than the 2048 MB of such a stage"),
+    ],
+)
+def test_a_harmful_defense_fails_its_own_cells_with_the_reason(ray_run, defense, reason):
+    row = rows(ray_run)["none", defense]
+    assert row["status"] == "failed"
+    assert reason in row["reason"]
+
+
+@pytest.mark.parametrize("defense", ["forks", "prints"])
+def test_a_noisy_defense_gets_its_numbers(ray_run, defense):
+    assert rows(ray_run)["none", defense]["auroc"] is not None
+
+
+def test_a_second_run_finds_everything_and_starts_no_cluster(ray_run, monkeypatch):
+    monkeypatch.setattr("ray.init", None)
+    outcome = Session(ray_run.file, Selection(executor="ray")).run()
+    assert outcome.computed == []
+    assert len(outcome.failed) == 4
+
+
+def test_the_log_tells_what_happened(ray_run):
+    (log,) = (ray_run.store.root / "logs").glob("*.txt")
+    text = log.read_text()
+    assert text == (ray_run.file.root / "shown.txt").read_text()
+    assert "fit ends-the-process: its process died; it is begun again" in text
+    assert "fit hangs: failed: took longer" in text
