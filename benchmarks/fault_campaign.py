@@ -1,0 +1,482 @@
+"""Break runs in every way we can think of, resume them, and compare the tables with a quiet run.
+
+    python benchmarks/fault_campaign.py [--kills 200] [--seed 0] [--ray] [--folder DIR]
+        [--record results/robustness/faults.csv]
+
+The experiment is a corner of the `quick` matrix with every training loop cut short: two attacks,
+four defenses. After each fault the run is resumed until it ends by itself; then the tables (cost
+columns aside), every row of every cell and every score must be those of the quiet run, no scratch
+folder may be left and everything that is stored must match its checksums. `--ray` does the faults
+of a cluster instead: three local nodes, workers and nodes that are killed, a driver that is killed.
+The random moments follow from the seed. Ends with status 0 when nothing differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from bench.cli import main as command_line
+from bench.store import damage
+
+COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
+ATTACKS, DEFENSES = "none,badencoder", "mahalanobis,knn-distance,isolation-forest,pixel-only"
+PATIENCE = 600.0
+ROOT = Path(__file__).resolve().parents[1]
+PRELOADED = (
+    "bench.stages",
+    "bench.executors.inline",
+    "bench.report.rendering",
+    "bench.report.plots",
+    "bench.preflight",
+    "matplotlib.pyplot",
+    "seaborn",
+    "sklearn.ensemble",
+    "sklearn.neighbors",
+    "torchvision",
+)
+"""What a run imports sooner or later: imported once, before runs are forked."""
+
+
+@dataclass
+class Arena:
+    """A cache, a results folder, and runs in child processes."""
+
+    folder: Path
+    extra: list[str] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    def start(self, **environment: str) -> int:
+        """Fork a run; its process number. The modules are loaded already."""
+        pid = os.fork()
+        if pid:
+            return pid
+        os.setsid()
+        log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.environ |= environment
+        sys.argv = ["bench", "run", "--config", str(ROOT / "bench.yaml"), "--profile", "quick"]
+        sys.argv += ["--attacks", ATTACKS, "--defenses", DEFENSES, "--limit-steps", "3"]
+        sys.argv += ["--results", str(self.results), "--cache", str(self.cache), *self.extra]
+        code = 1
+        try:
+            command_line()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            os._exit(code)
+
+    def finish(self, **environment: str) -> int:
+        """Run to the end; the exit status."""
+        return wait(self.start(**environment), PATIENCE)
+
+    def wipe(self) -> None:
+        """Back to nothing."""
+        for folder in (self.cache, self.results):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def artifacts(self) -> list[Path]:
+        return sorted(path.parent for path in self.cache.glob("*/??/*/manifest.json"))
+
+    def cells(self) -> list[Path]:
+        return sorted(path.parent for path in self.results.glob("*/cells/*/manifest.json"))
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """Exit status of a child (negative: the signal), None when it still runs after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.005)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL for a run, and its end awaited."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def digest(arena: Arena) -> dict[str, str]:
+    """What must not change: the leaderboard, every row and every score, by name."""
+    (table,) = arena.results.glob("*/leaderboard.csv")
+    frame = pd.read_csv(table, keep_default_na=False).drop(columns=COST_COLUMNS)
+    found = {"leaderboard": hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()}
+    for folder in arena.cells():
+        row = json.loads((folder / "cell.json").read_text())["row"]
+        kept = {name: value for name, value in row.items() if name not in COST_COLUMNS}
+        text = json.dumps(kept, sort_keys=True).encode()
+        scores = (folder / "scores.parquet").read_bytes()
+        found[folder.name] = hashlib.sha256(text + scores).hexdigest()
+    return found
+
+
+def verdict(arena: Arena, reference: dict[str, str]) -> str:
+    """``identical``, or what is wrong."""
+    try:
+        found = digest(arena)
+    except (OSError, ValueError) as error:
+        return f"no tables: {error}"
+    if found != reference:
+        return f"DIFFERS in {sorted(k for k in reference if found.get(k) != reference[k])[:3]}"
+    damaged = [p.name[:12] for p in (*arena.artifacts(), *arena.cells()) if damage(p) is not None]
+    if damaged:
+        return f"DAMAGED: {damaged[:3]}"
+    left = [*(arena.cache / "tmp").glob("*"), *arena.results.glob("*/.part/*")]
+    return f"LEFT BEHIND: {left[0].name}" if left else "identical"
+
+
+def resumed(arena: Arena, reference: dict[str, str]) -> str:
+    """Run to the end after a fault, and judge."""
+    code = arena.finish()
+    return verdict(arena, reference) if code == 0 else f"RESUME ENDED WITH {code}"
+
+
+class Campaign:
+    """Faults one after the other, with a table of what became of each."""
+
+    def __init__(self, arena: Arena, reference: dict[str, str], whole: float, seed: int) -> None:
+        self.arena, self.reference, self.whole = arena, reference, whole
+        self.draw = random.Random(seed)
+        self.rows: list[dict[str, object]] = []
+
+    def note(self, fault: str, detail: str, outcome: str, seconds: float) -> None:
+        self.rows.append(
+            {"fault": fault, "detail": detail, "outcome": outcome, "seconds": f"{seconds:.1f}"}
+        )
+        print(f"{len(self.rows):4d} {fault}: {detail}: {outcome}", flush=True)
+
+    def kills(self, wanted: int) -> None:
+        """SIGKILL at random moments, half of them while something is being written; each is
+        followed by the resume that the next one interrupts, until a run ends by itself."""
+        done = 0
+        while done < wanted:
+            self.arena.wipe()
+            self.arena.folder.mkdir(exist_ok=True)
+            start, here = time.monotonic(), 0
+            while done < wanted:
+                before = len(self.arena.artifacts()) + len(self.arena.cells())
+                how = self.draw.choice(("any moment", "while writing"))
+                moment = self.draw.uniform(0.0, self.whole / 2)
+                pid = self.arena.start()
+                alive = self._until(pid, how, moment)
+                if not alive:
+                    break
+                kill(pid)
+                done, here = done + 1, here + 1
+                now = len(self.arena.artifacts()) + len(self.arena.cells())
+                whole = all(damage(p) is None for p in self.arena.artifacts() + self.arena.cells())
+                state = "all whole" if whole else "A PART READS AS A WHOLE"
+                outcome = f"{now - before:+d} stored, {now} in all, {state}"
+                self.note("kill the run", f"{how}, after {moment:.2f} s", outcome, moment)
+            self.note(
+                "resume after kills",
+                f"{here} kills",
+                resumed(self.arena, self.reference),
+                time.monotonic() - start,
+            )
+
+    def _until(self, pid: int, how: str, moment: float) -> bool:
+        """Wait for the moment of a kill; whether the run still lives."""
+        if wait_or_gone(pid, moment):
+            return False
+        end = time.monotonic() + self.whole
+        while how == "while writing" and time.monotonic() < end:
+            scratch = [
+                *(self.arena.cache / "tmp").glob("*/*"),
+                *self.arena.results.glob("*/.part/*/*"),
+            ]
+            if scratch:
+                break
+            if wait_or_gone(pid, 0.001):
+                return False
+        return True
+
+    def once(self, fault: str, detail: str, do: Callable[[], str | None]) -> None:
+        """One fault on a finished or a fresh arena, then a resume."""
+        start = time.monotonic()
+        said = do()
+        outcome = resumed(self.arena, self.reference)
+        detail = detail if said is None else f"{detail}: {said}"
+        self.note(fault, detail, outcome, time.monotonic() - start)
+
+
+def wait_or_gone(pid: int, seconds: float) -> bool:
+    """Whether the child ended within ``seconds``, by ``waitid`` so that its status stays."""
+    end = time.monotonic() + seconds
+    while True:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            os.waitpid(pid, 0)
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.002)
+
+
+def damages(campaign: Campaign) -> None:
+    """Truncated, flipped, swapped and missing files, in the cache and among the cells."""
+    arena, draw = campaign.arena, campaign.draw
+
+    def truncated(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def flipped(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+
+    def removed(path: Path) -> None:
+        path.unlink()
+
+    def emptied(path: Path) -> None:
+        path.write_bytes(b"")
+
+    def forget_cells() -> None:
+        # So that the damaged artifact is needed again.
+        shutil.rmtree(arena.results)
+
+    kinds = sorted({folder.parents[1].name for folder in arena.artifacts()})
+    for how in (truncated, flipped, removed, emptied):
+        for kind in kinds:
+            folder = draw.choice([f for f in arena.artifacts() if f.parents[1].name == kind])
+            path = draw.choice(
+                sorted(p for p in folder.rglob("*") if p.suffix != ".json")
+                or [folder / "manifest.json"]
+            )
+
+            def harm(path: Path = path, how: Callable[[Path], None] = how) -> None:
+                how(path)
+                forget_cells()
+
+            campaign.once(f"artifact {how.__name__}", f"{kind}/{path.name}", harm)
+        folder = draw.choice(arena.cells())
+        path = draw.choice([folder / "cell.json", folder / "scores.parquet"])
+        campaign.once(f"cell {how.__name__}", path.name, lambda path=path, how=how: how(path))
+    one, two = draw.sample([f for f in arena.artifacts() if f.parents[1].name == "score"], 2)
+
+    def swap_artifacts() -> None:
+        names = ("scores.parquet", "scores.parquet")
+        first, second = (folder / name for folder, name in zip((one, two), names, strict=True))
+        held = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(held)
+        forget_cells()
+
+    campaign.once("artifacts swapped", "score/scores.parquet", swap_artifacts)
+    a, b = draw.sample(arena.cells(), 2)
+
+    def swap_cells() -> None:
+        held = (a / "cell.json").read_bytes()
+        (a / "cell.json").write_bytes((b / "cell.json").read_bytes())
+        (b / "cell.json").write_bytes(held)
+
+    campaign.once("cells swapped", "cell.json", swap_cells)
+
+
+@contextlib.contextmanager
+def mounted(at: Path, *options: str) -> Iterator[None]:
+    """A file system of its own at a folder (needs the rights to mount)."""
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", *options, str(at)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def places(campaign: Campaign) -> None:
+    """Disk full, read-only results, a cache that vanishes or is slow, two drivers, a wild clock."""
+    arena = campaign.arena
+
+    def full_disk(size: str) -> str:
+        arena.wipe()
+        with mounted(arena.cache, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+            code = arena.finish()
+        return f"run ended with {code}"
+
+    for size in ("64k", "512k", "2m", "8m"):
+        campaign.once("disk full (cache)", size, lambda size=size: full_disk(size))
+
+    def full_results() -> str:
+        shutil.rmtree(arena.results)
+        with mounted(arena.results, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
+            code = arena.finish()
+        return f"run ended with {code}"
+
+    campaign.once("disk full (results)", "256k", full_results)
+
+    def read_only() -> str:
+        shutil.rmtree(arena.results)
+        with mounted(arena.results, "-t", "tmpfs", "-o", "ro", "tmpfs"):
+            code = arena.finish()
+        return f"run ended with {code}"
+
+    campaign.once("read-only results", "tmpfs -o ro", read_only)
+
+    def vanishing() -> str:
+        arena.wipe()
+        pid = arena.start()
+        gone = wait_or_gone(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole)
+        shutil.rmtree(arena.cache, ignore_errors=True)
+        code = 0 if gone else wait(pid, PATIENCE)
+        return f"run ended with {code}"
+
+    for number in range(3):
+        campaign.once("cache vanishes", f"time {number + 1}", vanishing)
+
+    def two_drivers() -> str:
+        arena.wipe()
+        pids = [arena.start(), arena.start()]
+        codes = [wait(pid, PATIENCE) for pid in pids]
+        return f"ended with {codes[0]} and {codes[1]}"
+
+    for number in range(3):
+        campaign.once("two drivers on one cache", f"time {number + 1}", two_drivers)
+
+    def wild_clock() -> str:
+        arena.wipe()
+        pid = os.fork()
+        if not pid:
+            honest, draw = time.time, random.Random(0)
+            time.time = lambda: honest() + draw.uniform(-1e7, 1e7)
+            os._exit(arena.finish() or 0)
+        return f"run ended with {wait(pid, PATIENCE)}"
+
+    campaign.once("the clock jumps", "by up to 115 days, at every look", wild_clock)
+
+    def times() -> None:
+        for path in (*arena.cache.rglob("*"), *arena.results.rglob("*")):
+            os.utime(path, (4e9, 4e9))
+
+    campaign.once("files from the future", "all of cache and results", times)
+
+
+def ray_faults(campaign: Campaign, rounds: int) -> None:
+    """Three local nodes, each with a cache of its own: workers, nodes and drivers are killed."""
+    from ray.cluster_utils import Cluster
+
+    arena = campaign.arena
+    for number in range(rounds):
+        for fault in ("a worker", "a node", "the driver"):
+            arena.wipe()
+            start = time.monotonic()
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+            caches = [arena.folder / f"node{index}" for index in (1, 2)]
+            nodes = []
+            for cache in caches:
+                shutil.rmtree(cache, ignore_errors=True)
+                os.environ["BENCH_CACHE"] = str(cache)
+                nodes.append(cluster.add_node(num_cpus=2))
+            os.environ.pop("BENCH_CACHE")
+            arena.extra = ["--executor", "ray", "--address", cluster.address]
+            try:
+                pid = arena.start()
+                moment = campaign.draw.uniform(0.2, 0.8) * campaign.whole
+                gone = wait_or_gone(pid, moment)
+                said = "too late" if gone else harm(fault, pid, cluster, nodes, campaign.draw)
+                code = 0 if gone else wait(pid, PATIENCE)
+                outcome = resumed(arena, campaign.reference)
+            finally:
+                cluster.shutdown()
+                arena.extra = []
+            detail = f"round {number + 1}, after {moment:.1f} s, {said}, run ended with {code}"
+            campaign.note(f"ray: kill {fault}", detail, outcome, time.monotonic() - start)
+
+
+def harm(fault: str, pid: int, cluster: object, nodes: list, draw: random.Random) -> str:
+    """Kill a worker, a node with all its processes, or the driver."""
+    if fault == "the driver":
+        os.kill(pid, signal.SIGKILL)
+        return "killed"
+    if fault == "a node":
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        return "killed"
+    listed = subprocess.run(
+        ["pgrep", "-f", "^ray::compute_order|^ray::.*(fit|score|probe|audit|pretrain)"],
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    if not listed:
+        return "no worker was at work"
+    os.kill(int(draw.choice(listed)), signal.SIGKILL)
+    return "killed"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", type=int, default=0, metavar="ROUNDS")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--record", type=Path)
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="faults-"))
+    quiet, arena = Arena(folder / "quiet"), Arena(folder / "broken")
+    for each in (quiet, arena):
+        each.folder.mkdir(parents=True, exist_ok=True)
+        each.wipe()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    start = time.monotonic()
+    if quiet.finish() != 0:
+        print((quiet.folder / "log.txt").read_text(), file=sys.stderr)
+        return 1
+    whole = time.monotonic() - start
+    campaign = Campaign(arena, digest(quiet), whole, arguments.seed)
+    print(f"quiet run: {whole:.1f} s, {len(quiet.cells())} cells", flush=True)
+    if arguments.ray:
+        ray_faults(campaign, arguments.ray)
+    else:
+        campaign.kills(arguments.kills)
+        damages(campaign)
+        places(campaign)
+    if arguments.record:
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.record.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["fault", "detail", "outcome", "seconds"])
+            writer.writeheader()
+            writer.writerows(campaign.rows)
+    counts = Counter((row["fault"], str(row["outcome"]).isupper()) for row in campaign.rows)
+    bad = [
+        row
+        for row in campaign.rows
+        if row["outcome"] != "identical" and "all whole" not in str(row["outcome"])
+    ]
+    for (fault, _), count in counts.items():
+        print(f"{count:5d} x {fault}")
+    print(f"{len(campaign.rows)} lines, {len(bad)} bad")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
