@@ -36,6 +36,8 @@ class Cluster:
     address
         Of a running cluster (``auto``, ``host:port``, ``ray://host:port``); None: this machine,
         for as long as the run lasts.
+    processors
+        To use of this machine, without an address; None: all.
 
     Raises
     ------
@@ -50,9 +52,11 @@ class Cluster:
         threads: int,
         device: str,
         address: str | None = None,
+        processors: int | None = None,
     ) -> None:
         self._origin, self._resources = origin, resources
-        self._threads, self._device, self._address = threads, device, address
+        self._threads, self._device = threads, device
+        self._address, self._own_processors = address, processors
         self._keepers: dict[str, Any] = {}  # node -> its keeper
         self._storage: dict[str, str] = {}  # node -> the cache it uses
         self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
@@ -67,7 +71,7 @@ class Cluster:
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
             environment["BENCH_CACHE"] = self._origin.cache
-            settings["include_dashboard"] = False
+            settings |= {"include_dashboard": False, "num_cpus": self._own_processors}
         try:
             ray.init(self._address, runtime_env={"env_vars": environment}, **settings)
         except (OSError, RayError, ValueError, RuntimeError) as error:
@@ -106,6 +110,11 @@ class Cluster:
     def processors(self) -> int:
         """Of all nodes."""
         return max(1, int(sum(node.get("CPU", 0) for node in self._nodes)))
+
+    @property
+    def apart(self) -> bool:
+        """Whether there is more than one cache, so that artifacts have to travel."""
+        return len(set(self._storage.values())) > 1
 
     def stored(self, key: str, storage: str) -> None:
         """A stage's artifact lies in that cache."""

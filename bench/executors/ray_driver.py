@@ -157,14 +157,14 @@ class RayExecutor:
             self._tasks[reference] = _Task(stage, reference)
 
     def _order(self, stage: Stage) -> Order:
-        behind = _behind(stage)
+        behind = {before.key: before for before in _behind(stage)}
+        costs, holders = {}, {}
+        if stage.kind == "evaluate":
+            costs = {key: self._costs[key] for key in behind if key in self._costs}
+        if self._cluster.apart:
+            holders = {key: self._cluster.holders(before) for key, before in behind.items()}
         return Order(
-            stage,
-            self._origin,
-            {before.key: self._cluster.holders(before) for before in behind},
-            {key: self._costs[key] for key in (s.key for s in behind) if key in self._costs},
-            self._cluster.board,
-            self._memory_mb(stage),
+            stage, self._origin, holders, costs, self._cluster.board, self._memory_mb(stage)
         )
 
     def _memory_mb(self, stage: Stage) -> float | None:
