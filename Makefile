@@ -10,7 +10,7 @@ leaderboard: $(READY)
 	$(VENV)/bin/bench run
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
