@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import registry
+from bench.configfile import ConfigFile
+from bench.encoders.architectures import find
 from bench.errors import InputError
 from bench.provenance import code_version, library_versions
 
@@ -64,13 +67,21 @@ def _devices() -> Iterator[Finding]:
             "takes about twice as long here as with float32",
         )
     if torch.cuda.is_available():
-        yield Finding(True, f"cuda: {torch.cuda.get_device_name()}")
+        count = torch.cuda.device_count()
+        yield Finding(True, f"cuda: {count} x {torch.cuda.get_device_name()}")
     else:
         yield Finding(True, "cuda: none, everything runs on the cpu")
+    if importlib.util.find_spec("ray") is None:
+        yield Finding(
+            True,
+            "ray: not installed; several processes, GPUs or machines at once need it: "
+            "pip install 'ssl-backdoor-bench[ray]'",
+        )
+    else:
+        yield Finding(True, "ray: installed; `bench run --executor ray` uses all of this machine")
 
 
 def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
-    from bench.configfile import ConfigFile
     from bench.data.sources import open_source
     from bench.session import Selection, Session, data_roots
 
@@ -89,6 +100,8 @@ def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
             yield Finding(True, f"dataset {name} is absent: {error}")
         else:
             yield Finding(True, f"dataset {name}: {type(source).__name__.lower()}")
+    for name in file.config.profiles:
+        yield _profile(file, name)
     root = Session(file, Selection(cache=cache)).store.root
     parent = next(path for path in (root, *root.parents) if path.exists())
     try:
@@ -99,3 +112,40 @@ def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
     else:
         free = shutil.disk_usage(parent).free / 2**30
         yield Finding(free > 2, f"cache {root}: {free:.0f} GiB free")
+
+
+def _profile(file: ConfigFile, name: str) -> Finding:
+    """Whether a profile can run here, or what to do about it."""
+    import torch
+
+    from bench.data.sources import open_source
+    from bench.session import Selection, Session, data_roots
+
+    config, missing = file.config, []
+    for dataset in file.datasets_of(name):
+        described = config.datasets[dataset]
+        try:
+            open_source(dataset, described, data_roots(file), file.root)
+        except InputError:
+            stored = described.stored_as or dataset
+            missing.append(f"data set {stored}{_remedy(stored)}")
+    session = Session(file, Selection(profile=name))
+    for path in session.checkpoints.values():
+        if not path.is_file():
+            missing.append(f"{path.name}{_remedy(path.stem)}")
+    if missing:
+        return Finding(True, f"profile {name} cannot run yet: " + "; ".join(dict.fromkeys(missing)))
+    families = session.profile.families().values()
+    published = any(find(family.encoder.architecture).published for family in families)
+    slow = published and not torch.cuda.is_available()
+    hint = ", but without a GPU it would take weeks: try it with --limit-steps 3" if slow else ""
+    command = "bench run" + (f" --profile {name}" if name != config.default_profile else "")
+    return Finding(True, f"profile {name} can run here ({command}){hint}")
+
+
+def _remedy(name: str) -> str:
+    """How to get a data set or weights, where a command can."""
+    from bench.data.sources import Torchvision
+    from bench.encoders.pretrained import PRETRAINED
+
+    return f" (bench download {name})" if name in (*Torchvision.NAMES, *PRETRAINED) else ""
