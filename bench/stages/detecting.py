@@ -27,7 +27,7 @@ from bench.stages.bundle import (
     to_uint8,
 )
 from bench.stages.probing import BATCH, evaluation_images
-from bench.workspace import Workspace, generator_for, write_json, write_tensors
+from bench.workspace import Workspace, generator_for, write_json, write_scores, write_tensors
 
 
 @dataclass
@@ -255,7 +255,7 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         ignore_index=True,
     ).sort_values(["split", "condition", "image"], kind="stable", ignore_index=True)
     frame["image"] = frame["image"].astype(np.int32)
-    frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+    write_scores(folder / "scores.parquet", frame)
     write_json(folder / "score.json", encoder_verdict(fitted.defense))
     _figures(stage, workspace, fitted, folder)
     return {

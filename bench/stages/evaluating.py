@@ -21,7 +21,7 @@ from bench.evaluation.comparisons import (
 from bench.graph import Stage
 from bench.stages.picturing import PICTURES
 from bench.stages.probing import evaluation_images
-from bench.workspace import Workspace, write_json
+from bench.workspace import Workspace, write_json, write_scores
 
 SCHEMA = 1
 RULES = ("clean-id", "own-auxiliary")
@@ -100,7 +100,7 @@ def evaluate(stage: Stage, workspace: Workspace, folder: Path) -> None:
     row = _row(
         stage, workspace, metrics, intervals, thresholds, chosen, rows, triggers, labels, problems
     )
-    frame.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+    write_scores(folder / "scores.parquet", frame)
     kept = {name: draws[name].astype(np.float32) for name in STORED_DRAWS if name in draws}
     np.savez_compressed(folder / DRAWS, **kept)
     _merge_figures(stage, workspace, folder)
