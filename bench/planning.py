@@ -5,38 +5,45 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from bench.cells import CellStore
-from bench.executors.inline import cost_name
-from bench.graph import Stage, topological
+from bench.cells import FINISHED, CellStore
+from bench.graph import STAGE_VERSIONS, Stage, cost_name, topological
 from bench.session import Session
 from bench.store import Store
 
 
 def describe_plan(session: Session) -> str:
-    """Cells with their state, stages per kind with what is cached, and the estimated time."""
+    """Cells with their state, stages per kind with what is cached, and the estimated time.
+
+    What is stored is believed: a run checks it, a plan only tells of it.
+    """
     cells = CellStore(session.results)
     states: Counter[str] = Counter()
     lines = [f"profile {session.profile_name}: {len(session.cells)} cells", ""]
+    there, pending = cells.keys(), []
     for cell in session.cells:
-        state = f"skipped: {cell.skip}" if cell.skip else cells.status(cell.key) or "to do"
+        stored = cells.peek(cell.key) if cell.key in there else None
+        state = f"skipped: {cell.skip}" if cell.skip else stored or "to do"
         states[state.split(":")[0]] += 1
+        if not cell.skip and stored not in FINISHED:
+            pending.append(cell)
         identity = cell.identity
         lines.append(
             f"  {identity['attack']} x {identity['defense']} on {identity['downstream']} "
             f"(target {identity['target']}, seed {identity['seed']}): {state}"
         )
-    pending = [cell for cell in session.cells if not cell.skip and not cells.done(cell.key)]
     lines += ["", f"  {'stage':<10}{'needed':>8}{'cached':>8}{'to run':>8}{'estimate':>12}"]
     needed: Counter[str] = Counter()
     cached: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
+    stored = {kind: session.store.keys(kind) for kind in STAGE_VERSIONS if kind != "evaluate"}
+    history = History(session.store)
     for stage in topological([cell.stage for cell in pending]):
         needed[stage.kind] += 1
-        if stage.kind != "evaluate" and session.store.peek(stage.kind, stage.key):
+        if stage.key in stored.get(stage.kind, ()):
             cached[stage.kind] += 1
             continue
-        known = _seconds_known(session.store, stage)
+        known = history.seconds(stage)
         seconds[stage.kind] += known or 0.0
         unknown[stage.kind] += known is None
     for kind in needed:
@@ -55,10 +62,28 @@ def describe_plan(session: Session) -> str:
     return "\n".join(lines)
 
 
-def _seconds_known(store: Store, stage: Stage) -> float | None:
-    """How long a stage of this kind and specification took last time in this cache."""
-    path = store.root / "seconds" / f"{cost_name(stage)}.json"
-    try:
-        return float(json.loads(path.read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None
+class History:
+    """How long stages of a kind and specification took last time in a cache."""
+
+    def __init__(self, store: Store) -> None:
+        self._folder = store.root / "seconds"
+        self._names = {path.stem for path in self._folder.glob("*.json")}
+        self._kinds = {name.rpartition("-")[0] for name in self._names}
+        self._known: dict[str, float | None] = {}
+
+    def seconds(self, stage: Stage) -> float | None:
+        """None when nothing of the kind was ever timed."""
+        if stage.kind not in self._kinds:
+            return None
+        name = cost_name(stage)
+        if name not in self._names:
+            return None
+        if name not in self._known:
+            self._known[name] = self._read(name)
+        return self._known[name]
+
+    def _read(self, name: str) -> float | None:
+        try:
+            return float(json.loads((self._folder / f"{name}.json").read_text())["seconds"])
+        except (OSError, ValueError, KeyError):
+            return None

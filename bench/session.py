@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.building import once, without_collector
 from bench.cells import CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile
@@ -25,6 +26,8 @@ from bench.store import Store, file_digest, write_atomically
 from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.data.source import Source
     from bench.executors.inline import Outcome
     from bench.workspace import Workspace
@@ -190,9 +193,19 @@ class Session:
             self._components[key] = resolve_component(self.file.root, group, name, parameters)
         return self._components[key]
 
+    @once
+    def classes(self, dataset: str, split: str) -> int | None:
+        """:meth:`bench.data.source.Source.classes`; the files are read once."""
+        return self.sources[dataset].classes(split)
+
+    @once
+    def training_labels(self, dataset: str) -> Tensor | None:
+        """:meth:`bench.data.source.Source.labels` of the training images, read once."""
+        return self.sources[dataset].labels("train")
+
     def _labelled(self, dataset: str) -> bool:
         """Whether training images have labels, as far as that is known without decoding them."""
-        return self.sources[dataset].classes("train") != 0
+        return self.classes(dataset, "train") != 0
 
     def _image_size(self, dataset: str) -> int:
         return self.file.config.datasets[dataset].image_size
@@ -201,7 +214,8 @@ class Session:
     def all_cells(self) -> list[Cell]:
         """The whole matrix of the profile, whatever was selected."""
         seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds)))
-        return self.planner.cells(seeds)
+        with without_collector():
+            return self.planner.cells(seeds)
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from bench.cells import CellStore, RunningMark
 from bench.errors import InputError
-from bench.graph import Cell, Stage, topological
+from bench.graph import Cell, Stage, cost_name, topological
 from bench.progress import Silent
 from bench.stages import COMPUTE
-from bench.store import COST, content_key, write_atomically
+from bench.store import COST, write_atomically
 from bench.workspace import Workspace
 
 
@@ -146,16 +146,6 @@ def _wanted_by(cells: Sequence[Cell]) -> dict[str, set[str]]:
         for stage in topological([cell.stage]):
             wanted.setdefault(stage.key, set()).add(cell.key)
     return wanted
-
-
-def cost_name(stage: Stage) -> str:
-    """What stages of about equal cost share: kind and specification, seed aside.
-
-    A score stage costs what its fit's component does.
-    """
-    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
-    described = {**stage.spec, "fit": dict(fitted), "seed": None}
-    return f"{stage.kind}-{content_key(described)[:16]}"
 
 
 def _in_words(error: Exception) -> str:
