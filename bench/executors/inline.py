@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.cells import CellStore, RunningMark
 from bench.errors import InputError
+from bench.executors.demand import Demand
 from bench.graph import Cell, Stage, cost_name, topological
 from bench.progress import Silent
 from bench.stages import COMPUTE
@@ -51,20 +52,20 @@ class InlineExecutor:
         """Compute every stage that ``cells`` need, in an order that finishes cells early."""
         outcome = Outcome()
         reasons: dict[str, str] = {}
-        lost: set[str] = set()
         cell_of = {cell.key: cell for cell in cells}
-        wanted_by = _wanted_by(cells)
-        for stage in topological([cell.stage for cell in cells]):
+        stages = topological([cell.stage for cell in cells])
+        demand = Demand(stages, cells)
+        for stage in stages:
             blocked = next(
                 (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None
             )
-            if blocked is None and wanted_by[stage.key] <= lost:
+            if blocked is None and stage.key not in demand:
                 continue  # every cell that would use it has failed: spend nothing on it
             if blocked is None:
                 blocked = self._attempt(stage, outcome)
             if blocked is not None:
                 reasons[stage.key] = blocked
-                lost |= wanted_by[stage.key]
+                demand.fail(stage.key)
                 if stage.key in cell_of:
                     outcome.failed[stage.key] = blocked
                     self._store_failure(cell_of[stage.key], blocked)
@@ -137,15 +138,6 @@ class InlineExecutor:
     def _keep_trace(self, stage: Stage) -> None:
         path = self._workspace.store.root / "failures" / f"{stage.kind}-{stage.key}.txt"
         write_atomically(path, traceback.format_exc())
-
-
-def _wanted_by(cells: Sequence[Cell]) -> dict[str, set[str]]:
-    """Stage key -> keys of the cells that need the stage."""
-    wanted: dict[str, set[str]] = {}
-    for cell in cells:
-        for stage in topological([cell.stage]):
-            wanted.setdefault(stage.key, set()).add(cell.key)
-    return wanted
 
 
 def _in_words(error: Exception) -> str:
