@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.building import once, without_collector
-from bench.cells import CellStore, RunningMark
+from bench.cells import FINISHED, CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
@@ -247,23 +247,31 @@ class Session:
         from bench.executors.inline import InlineExecutor, Outcome
 
         cells = CellStore(self.results)
-        if not self._all_stored(cells):
+        try:
+            stored = {cell.key: cells.status(cell.key) for cell in self.cells}
+        except (ValueError, OSError):
+            self.check()  # says it with file and line
+            raise
+        # With every cell stored under the key that the file asks for now, the file is sound as far
+        # as this run goes, and checking the rest of it would take longer than the run.
+        if not FINISHED.issuperset(stored.values()):
             self.check()
-        pending = [cell for cell in self.cells if not cell.skip and self._to_do(cells, cell)]
-        done = len(self.cells) - len(pending)
-        outcome = Outcome()
+        outcome, pending = Outcome(), []
         self._prepare_results(cells)
         for cell in self.cells:
-            if cell.skip:
+            status = stored[cell.key]
+            if cell.skip and status != "skipped":
                 self._store_skip(cells, cell)
-            elif cell not in pending and cells.status(cell.key) == "failed":
+            elif not cell.skip and self._to_do(status):
+                pending.append(cell)
+            elif not cell.skip and status == "failed":
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
         if pending:
             self.set_up_torch()
             self.store.sweep()
             workspace = self.workspace()
             stages = topological([cell.stage for cell in pending])
-            self.reporter.plan(len(stages), len(self.cells), done)
+            self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
             with RunningMark(self.results) as mark:
                 ran = InlineExecutor(workspace, cells, self.reporter, mark).run(pending)
             outcome.computed, outcome.cached = ran.computed, ran.cached
@@ -296,22 +304,9 @@ class Session:
             self.reporter.note("rendering tables and plots")
             render(self.results)
 
-    def _all_stored(self, cells: CellStore) -> bool:
-        """Whether every selected cell lies there under the key that the file asks for now.
-
-        Then the file is sound as far as this run goes, and checking the rest of it would take
-        longer than the run.
-        """
-        try:
-            return all(cells.done(cell.key) for cell in self.cells)
-        except (ValueError, OSError):
-            return False  # the checks say it with file and line
-
-    def _to_do(self, cells: CellStore, cell: Cell) -> bool:
-        status = cells.status(cell.key)
-        if status == "failed":
-            return self.selection.retry_failed
-        return status in (None, "skipped")
+    def _to_do(self, status: str | None) -> bool:
+        """Whether a cell of that stored status is to be run."""
+        return status in (None, "skipped") or (status == "failed" and self.selection.retry_failed)
 
     def _prepare_results(self, cells: CellStore) -> None:
         cells.folder.mkdir(parents=True, exist_ok=True)
@@ -342,13 +337,12 @@ class Session:
         }
 
     def _store_skip(self, cells: CellStore, cell: Cell) -> None:
-        if cells.status(cell.key) != "skipped":
-            extra = {
-                **cell.flags,
-                "smoke": self.selection.limit_steps is not None,
-                "config": cell.stage.spec["config"],
-            }
-            cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
+        extra = {
+            **cell.flags,
+            "smoke": self.selection.limit_steps is not None,
+            "config": cell.stage.spec["config"],
+        }
+        cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
 
     def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
         known = self._data_specs
