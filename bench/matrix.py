@@ -20,7 +20,7 @@ from bench.config import (
 from bench.entries import Column, Row
 from bench.graph import Cell, Component, Stage
 from bench.lineage import ImportedVictim, Lineage, Pair
-from bench.store import Shared
+from bench.store import Extended, Shared
 
 HEADS = {"ssl": ("mlp",), "clip": ("zero-shot", "linear")}
 """Family -> how classes are read out of its encoders, kNN aside; the first is what gates judge."""
@@ -122,29 +122,27 @@ class Planner:
         pair = self.pair(row, downstream, seed) if row.skip is None else None
         audit = None if pair is None else self.audit(row, downstream, pair, seed)
         for column in columns:
-            lacking = column.defender.skip or self._lacking(row, column)
-            spec = {
-                "identity": self._identity(row, column.entry, downstream, seed),
-                **self._evaluation(row, column),
-            }
+            identity = self._identity(row, column.entry, downstream, seed)
+            spec = Extended(self._evaluation(row, column), identity=identity)
             inputs: dict[str, Stage] = {}
             if pair is not None and audit is not None:
-                inputs["victim"] = self.score(column, row, pair.victim, audit, downstream, seed)
+                inputs["victim"] = self.score(column, row.family, pair.victim, audit, seed)
                 if pair.twin is pair.victim:
                     inputs["twin"] = inputs["victim"]
                 elif pair.twin is not None:
-                    inputs["twin"] = self.score(column, row, pair.twin, audit, downstream, seed)
+                    inputs["twin"] = self.score(column, row.family, pair.twin, audit, seed)
                 inputs["audit"] = audit
             label = f"evaluate {row.entry.label} x {column.entry.label}"
-            yield Cell(Stage("evaluate", spec, inputs, label), row.skip_on(downstream) or lacking)
+            skip = row.skip_on(downstream) or column.defender.skip or self._lacking(row, column)
+            yield Cell(Stage("evaluate", spec, inputs, label), skip)
 
     @once
-    def _evaluation(self, row: Row, column: Column) -> dict[str, Any]:
+    def _evaluation(self, row: Row, column: Column) -> Shared:
         """What decides the evaluation of a defense on an attack, data set and seed aside."""
         entry, defender = column.entry, column.defender
         reduced = self._reduced(row, column)
-        return {
-            "config": {
+        return Shared(
+            config={
                 "attack": {
                     **row.attack.describe(),
                     "label": row.entry.label,
@@ -153,16 +151,16 @@ class Planner:
                 "defense": {**defender.describe(), "label": entry.label},
                 "profile": self.profile_name,
             },
-            "protocol": _chosen(
+            protocol=_chosen(
                 self.config.protocol, "bootstrap_draws", "threshold_source", "calibration_fpr"
             ),
-            "split_seed": self.config.protocol.split_seed,
-            "control": row.attack.control,
-            "reference": defender.reference,
-            "analysis": "trigger_support" in defender.requires,
-            "probes": [*HEADS[row.attack.family], "knn"],
+            split_seed=self.config.protocol.split_seed,
+            control=row.attack.control,
+            reference=defender.reference,
+            analysis="trigger_support" in defender.requires,
+            probes=[*HEADS[row.attack.family], "knn"],
             **({"reduced": reduced} if reduced else {}),
-        }
+        )
 
     def _reduced(self, row: Row, column: Column) -> str:
         """In words, what is smaller than the authors of upstream code had it; else empty."""
@@ -297,17 +295,17 @@ class Planner:
     def fit(self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int) -> Stage:
         """A defense fitted to an encoder, with an input for each thing that it is shown."""
         spec = self._fit_spec(column, seed)
-        owned = self.lineage.data(self._owned(column.entry, family), "train")
-        inputs = {"encoder": encoder, "auxiliary": owned}
-        if "poison_rate" in spec["auxiliary"]:
-            # Here too the placebo's images hold the same pixels.
-            inputs["audit"] = audit
-        if "suspicious" in spec:
-            # The pool is stamped with the attack's trigger; the placebo's holds the same pixels.
-            inputs |= {"train": self.lineage.data(family.dataset, "train"), "audit": audit}
+        shown = "poison_rate" in spec["auxiliary"] or "suspicious" in spec
         # Most placebos of a defense rest on one twin: their fits are one stage.
-        named = (column, seed, *((role, stage.key) for role, stage in inputs.items()))
+        named = (column, family.name, encoder.key, audit.key if shown else "", seed)
         if named not in self._fits:
+            owned = self.lineage.data(self._owned(column.entry, family), "train")
+            inputs = {"encoder": encoder, "auxiliary": owned}
+            if shown:
+                # Images are stamped with the attack's trigger; the placebo's hold the same pixels.
+                inputs["audit"] = audit
+            if "suspicious" in spec:
+                inputs["train"] = self.lineage.data(family.dataset, "train")
             self._fits[named] = Stage("fit", spec, inputs, f"fit {column.entry.label}")
         return self._fits[named]
 
@@ -337,26 +335,16 @@ class Planner:
         return Shared(spec)
 
     def score(
-        self,
-        column: Column,
-        row: Row,
-        encoder: Stage,
-        audit: Stage,
-        downstream: Downstream,
-        seed: int,
+        self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int
     ) -> Stage:
-        """A fitted defense's scores of the test images and their triggered twins."""
-        return Stage(
-            "score",
-            self._score_spec(column, seed),
-            {
-                "fit": self.fit(column, row.family, encoder, audit, seed),
-                "audit": audit,
-                "train": self.lineage.data(downstream.dataset, "train"),
-                "test": self.lineage.data(downstream.dataset, "test"),
-            },
-            f"score {column.entry.label}",
-        )
+        """A fitted defense's scores of the images that an audit is about."""
+        inputs = {
+            "fit": self.fit(column, family, encoder, audit, seed),
+            "audit": audit,
+            "train": audit.inputs["train"],
+            "test": audit.inputs["test"],
+        }
+        return Stage("score", self._score_spec(column, seed), inputs, f"score {column.entry.label}")
 
     @once
     def _score_spec(self, column: Column, seed: int) -> Shared:

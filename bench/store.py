@@ -34,8 +34,32 @@ class Shared(dict[str, Any]):
     """A mapping of many descriptions, written as canonical JSON once; nobody may change it."""
 
     @cached_property
+    def parts(self) -> dict[str, str]:
+        """Key -> the entry as JSON."""
+        return {key: f"{_encode(key)}:{_encode(value)}" for key, value in self.items()}
+
+    @cached_property
     def canonical(self) -> str:
-        return _encode(self)
+        return _joined(self.parts)
+
+
+class Extended(dict[str, Any]):
+    """A shared mapping with entries of its own; only these are written anew."""
+
+    __slots__ = ("_own", "_shared")
+
+    def __init__(self, shared: Shared, **own: Any) -> None:
+        super().__init__(shared, **own)
+        self._shared, self._own = shared, tuple(own)
+
+    @property
+    def canonical(self) -> str:
+        own = {key: f"{_encode(key)}:{_encode(self[key])}" for key in self._own}
+        return _joined({**self._shared.parts, **own})
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return f"{{{','.join(parts[key] for key in sorted(parts))}}}"
 
 
 def canonical_json(value: Any) -> str:
@@ -46,7 +70,7 @@ def canonical_json(value: Any) -> str:
     TypeError, ValueError
         For what JSON cannot hold (NaN and infinities included).
     """
-    return value.canonical if isinstance(value, Shared) else _encode(value)
+    return value.canonical if isinstance(value, Shared | Extended) else _encode(value)
 
 
 def content_key(description: Mapping[str, Any]) -> str:
