@@ -39,10 +39,18 @@ class CellStore:
         path = self.folder / key
         if not path.is_dir() or damage(path) is not None:
             return None
+        return self.peek(key)
+
+    def peek(self, key: str) -> str | None:
+        """The status that is written in a cell, without a look at its other files (for plans)."""
         try:
-            return json.loads((path / "cell.json").read_text())["row"]["status"]
+            return json.loads((self.folder / key / "cell.json").read_text())["row"]["status"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def keys(self) -> set[str]:
+        """The keys of everything that is stored, whole or not."""
+        return {path.name for path in self.folder.glob("*")}
 
     def done(self, key: str) -> bool:
         """Whether the cell has its numbers. Failures and skips are never results."""

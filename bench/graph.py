@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from bench.store import content_key
+from bench.building import once
+from bench.store import canonical_json, content_key, text_key
 
 # Raise a number when what a stage computes changes, for whatever component.
 STAGE_VERSIONS = {
@@ -34,7 +34,9 @@ class Environment:
     threads: int
     limit_steps: int | None = None
 
+    @once
     def describe(self) -> dict[str, Any]:
+        """JSON-ready, and one dictionary for all stages."""
         return {
             "device": self.device,
             "precision": self.precision,
@@ -43,7 +45,7 @@ class Environment:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stage:
     """One cached computation.
 
@@ -57,24 +59,26 @@ class Stage:
         Role -> the stage that feeds it.
     label
         A few words for people; never hashed.
+    key
+        SHA-256 over kind, version, specification and the keys of all inputs.
     """
 
     kind: str
     spec: Mapping[str, Any]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     label: str = ""
+    key: str = field(init=False)
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 over kind, version, specification and the keys of all inputs."""
-        return content_key(
-            {
-                "kind": self.kind,
-                "stage_version": STAGE_VERSIONS[self.kind],
-                "spec": dict(self.spec),
-                "inputs": {role: stage.key for role, stage in self.inputs.items()},
-            }
+    def __post_init__(self) -> None:
+        # The canonical JSON of the four, written here because a large plan has half a million keys.
+        # Kinds, roles and keys hold nothing that JSON escapes.
+        roles = ",".join(f'"{role}":"{self.inputs[role].key}"' for role in sorted(self.inputs))
+        version = STAGE_VERSIONS[self.kind]
+        described = (
+            f'{{"inputs":{{{roles}}},"kind":"{self.kind}",'
+            f'"spec":{canonical_json(self.spec)},"stage_version":{version}}}'
         )
+        object.__setattr__(self, "key", text_key(described))
 
     @property
     def component(self) -> str:
@@ -146,7 +150,7 @@ class Component:
         return described
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Cell:
     """(attack, defense, dataset, encoder, downstream, target, seed): the stage that ends it, and
     the reason when it cannot run here."""
@@ -173,14 +177,22 @@ class Cell:
 def topological(stages: Sequence[Stage]) -> list[Stage]:
     """Every stage that ``stages`` need, each key once, inputs before what uses them."""
     ordered: dict[str, Stage] = {}
-    visiting: list[tuple[Stage, bool]] = [(stage, False) for stage in reversed(stages)]
+    visiting = list(reversed(stages))
     while visiting:
-        stage, expanded = visiting.pop()
-        if stage.key in ordered:
-            continue
-        if expanded:
-            ordered[stage.key] = stage
+        stage = visiting[-1]
+        missing = [child for child in stage.inputs.values() if child.key not in ordered]
+        if missing:
+            visiting += reversed(missing)
         else:
-            visiting.append((stage, True))
-            visiting += [(child, False) for child in reversed(list(stage.inputs.values()))]
+            ordered.setdefault(stage.key, visiting.pop())
     return list(ordered.values())
+
+
+def cost_name(stage: Stage) -> str:
+    """What stages of about equal cost share: kind and specification, seed aside.
+
+    A score stage costs what its fit's component does.
+    """
+    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
+    described = {**stage.spec, "fit": fitted, "seed": None}
+    return f"{stage.kind}-{content_key(described)[:16]}"

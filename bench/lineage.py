@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.building import once
 from bench.config import Downstream, Family, Profile, Protocol, SplitCounts
 from bench.graph import Component, Environment, Stage
 
@@ -83,6 +84,7 @@ class Lineage:
     recipes: Mapping[str, Mapping[str, Any]]
     checkpoints: Mapping[str, str]
 
+    @once
     def rows(self, *roles: str) -> dict[str, Any]:
         """The slice of the seeded permutation that consecutive ``roles`` take."""
         slices = role_slices(self.profile.splits)
@@ -92,6 +94,7 @@ class Lineage:
             "stop": slices[roles[-1]][1],
         }
 
+    @once
     def data(self, dataset: str, split: str) -> Stage:
         return Stage("data", self.data_specs(dataset, split), label=f"{dataset}/{split}")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from bench.building import once
 from bench.config import (
     AttackEntry,
     Config,
@@ -16,8 +17,10 @@ from bench.config import (
     Profile,
     VictimEntry,
 )
+from bench.entries import Column, Row
 from bench.graph import Cell, Component, Stage
 from bench.lineage import ImportedVictim, Lineage, Pair
+from bench.store import Extended, Shared
 
 HEADS = {"ssl": ("mlp",), "clip": ("zero-shot", "linear")}
 """Family -> how classes are read out of its encoders, kNN aside; the first is what gates judge."""
@@ -51,17 +54,19 @@ class Planner:
     text_towers: frozenset[str]
     labelled: Callable[[str], bool]
     published: Callable[[str], bool]
+    _fits: dict[tuple[Any, ...], Stage] = field(default_factory=dict, init=False, repr=False)
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
+        rows = [self.row(entry) for entry in self.matrix.attacks]
+        columns = [self.column(entry) for entry in self.matrix.defenses]
         return [
-            self.cell(row, defense, downstream, seed)
+            cell
             for seed in seeds
             for position in range(self._most_downstreams())
-            for attack in self.matrix.attacks
-            for row in [self.row(attack)]
+            for row in rows
             for downstream in row.downstreams[position : position + 1]
-            for defense in self.matrix.defenses
+            for cell in self._row_cells(row, columns, downstream, seed)
         ]
 
     def row(self, entry: AttackEntry | VictimEntry) -> Row:
@@ -106,42 +111,62 @@ class Planner:
             reason,
         )
 
-    def cell(self, row: Row, entry: DefenseEntry, downstream: Downstream, seed: int) -> Cell:
-        defender = self.defender(entry)
-        skip = row.skip_on(downstream) or defender.skip or self._lacking(row, entry, defender)
-        spec = {
-            "identity": self._identity(row, entry, downstream, seed),
-            "config": self._described(row, defender, entry),
-            "protocol": _chosen(
+    def column(self, entry: DefenseEntry) -> Column:
+        """An entry of ``matrix.defenses`` with what it resolves to."""
+        return Column(entry, self._resolve("defenses", entry.component, entry.parameters))
+
+    def _row_cells(
+        self, row: Row, columns: Sequence[Column], downstream: Downstream, seed: int
+    ) -> Iterator[Cell]:
+        """One victim and every defense; victim, twin and audit are the same stages for all."""
+        pair = self.pair(row, downstream, seed) if row.skip is None else None
+        audit = None if pair is None else self.audit(row, downstream, pair, seed)
+        for column in columns:
+            identity = self._identity(row, column.entry, downstream, seed)
+            spec = Extended(self._evaluation(row, column), identity=identity)
+            inputs: dict[str, Stage] = {}
+            if pair is not None and audit is not None:
+                inputs["victim"] = self.score(column, row.family, pair.victim, audit, seed)
+                if pair.twin is pair.victim:
+                    inputs["twin"] = inputs["victim"]
+                elif pair.twin is not None:
+                    inputs["twin"] = self.score(column, row.family, pair.twin, audit, seed)
+                inputs["audit"] = audit
+            label = f"evaluate {row.entry.label} x {column.entry.label}"
+            skip = row.skip_on(downstream) or column.defender.skip or self._lacking(row, column)
+            yield Cell(Stage("evaluate", spec, inputs, label), skip)
+
+    @once
+    def _evaluation(self, row: Row, column: Column) -> Shared:
+        """What decides the evaluation of a defense on an attack, data set and seed aside."""
+        entry, defender = column.entry, column.defender
+        reduced = self._reduced(row, column)
+        return Shared(
+            config={
+                "attack": {
+                    **row.attack.describe(),
+                    "label": row.entry.label,
+                    "settings_tried": self.profile.settings_tried.get(row.attack.name, 1),
+                },
+                "defense": {**defender.describe(), "label": entry.label},
+                "profile": self.profile_name,
+            },
+            protocol=_chosen(
                 self.config.protocol, "bootstrap_draws", "threshold_source", "calibration_fpr"
             ),
-            "split_seed": self.config.protocol.split_seed,
-            "control": row.attack.control,
-            "reference": defender.reference,
-            "analysis": "trigger_support" in defender.requires,
-            "probes": [*HEADS[row.attack.family], "knn"],
-        }
-        reduced = self._reduced(row, entry, defender)
-        if reduced:
-            spec["reduced"] = reduced
-        label = f"evaluate {row.entry.label} x {entry.label}"
-        if row.skip is not None:
-            return Cell(Stage("evaluate", spec, label=label), skip)
-        pair = self.pair(row, downstream, seed)
-        audit = self.audit(row, downstream, pair, seed)
-        encoders = {"victim": pair.victim, "twin": pair.twin}
-        scores = {
-            role: self.score(defender, entry, row.family, encoder, audit, downstream, seed)
-            for role, encoder in encoders.items()
-            if encoder is not None
-        }
-        return Cell(Stage("evaluate", spec, {**scores, "audit": audit}, label), skip)
+            split_seed=self.config.protocol.split_seed,
+            control=row.attack.control,
+            reference=defender.reference,
+            analysis="trigger_support" in defender.requires,
+            probes=[*HEADS[row.attack.family], "knn"],
+            **({"reduced": reduced} if reduced else {}),
+        )
 
-    def _reduced(self, row: Row, entry: DefenseEntry, defender: Component) -> str:
+    def _reduced(self, row: Row, column: Column) -> str:
         """In words, what is smaller than the authors of upstream code had it; else empty."""
-        if "upstream" not in (row.entry.backend, entry.backend):
+        if "upstream" not in (row.entry.backend, column.entry.backend):
             return ""
-        parts = [row.attack.reduced, defender.reduced]
+        parts = [row.attack.reduced, column.defender.reduced]
         limit = self.config.datasets[row.family.dataset].max_images
         if limit is not None:
             parts.append(f"a data set of {limit:,} images")
@@ -149,16 +174,14 @@ class Planner:
             parts.append("a narrow encoder")
         return "; ".join(part for part in parts if part)
 
-    def defender(self, entry: DefenseEntry) -> Component:
-        """An entry of ``matrix.defenses``, resolved."""
-        return self._resolve("defenses", entry.component, entry.parameters)
-
-    def _lacking(self, row: Row, entry: DefenseEntry, defender: Component) -> str | None:
+    @once
+    def _lacking(self, row: Row, column: Column) -> str | None:
         """What a defense requires and cannot have here, as the reason of a skipped cell."""
+        defender = column.defender
         if "text" in defender.requires and not row.text:
             return f"{defender.name} requires a text tower, which {row.architecture} has not"
         if "auxiliary_labels" in defender.requires:
-            owned = self._owned(entry, row.family)
+            owned = self._owned(column.entry, row.family)
             if not self.labelled(owned):
                 return (
                     f"{defender.name} requires labels of the auxiliary images, and {owned} has none"
@@ -196,17 +219,6 @@ class Planner:
             "attack_backend": row.entry.backend,
             "defense_backend": entry.backend,
             "auxiliary": entry.described_auxiliary,
-        }
-
-    def _described(self, row: Row, defender: Component, entry: DefenseEntry) -> dict[str, Any]:
-        return {
-            "attack": {
-                **row.attack.describe(),
-                "label": row.entry.label,
-                "settings_tried": self.profile.settings_tried.get(row.attack.name, 1),
-            },
-            "defense": {**defender.describe(), "label": entry.label},
-            "profile": self.profile_name,
         }
 
     def probe(self, row: Row, encoder: Stage, downstream: Downstream, seed: int) -> Stage:
@@ -280,16 +292,26 @@ class Planner:
             f"audit {row.entry.label} on {downstream.dataset}",
         )
 
-    def fit(
-        self,
-        defense: Component,
-        entry: DefenseEntry,
-        family: Family,
-        encoder: Stage,
-        audit: Stage,
-        seed: int,
-    ) -> Stage:
-        rows, chosen = self.lineage.rows, {}
+    def fit(self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int) -> Stage:
+        """A defense fitted to an encoder, with an input for each thing that it is shown."""
+        spec = self._fit_spec(column, seed)
+        shown = "poison_rate" in spec["auxiliary"] or "suspicious" in spec
+        # Most placebos of a defense rest on one twin: their fits are one stage.
+        named = (column, family.name, encoder.key, audit.key if shown else "", seed)
+        if named not in self._fits:
+            owned = self.lineage.data(self._owned(column.entry, family), "train")
+            inputs = {"encoder": encoder, "auxiliary": owned}
+            if shown:
+                # Images are stamped with the attack's trigger; the placebo's hold the same pixels.
+                inputs["audit"] = audit
+            if "suspicious" in spec:
+                inputs["train"] = self.lineage.data(family.dataset, "train")
+            self._fits[named] = Stage("fit", spec, inputs, f"fit {column.entry.label}")
+        return self._fits[named]
+
+    @once
+    def _fit_spec(self, column: Column, seed: int) -> Shared:
+        entry, rows, chosen = column.entry, self.lineage.rows, {}
         if entry.auxiliary == "in-distribution":
             chosen["rows"] = rows("auxiliary")
         else:
@@ -298,41 +320,37 @@ class Planner:
         if entry.auxiliary_poison_rate > 0:
             chosen["poison_rate"] = entry.auxiliary_poison_rate
         spec: dict[str, Any] = {
-            "component": defense.fitted(),
+            "component": column.defender.fitted(),
             "auxiliary": chosen,
             "held_out_auxiliary": self.config.protocol.held_out_auxiliary,
             "seed": seed,
             "environment": self.lineage.environment.describe(),
         }
-        owned = self.lineage.data(self._owned(entry, family), "train")
-        inputs = {"encoder": encoder, "auxiliary": owned}
-        if "poison_rate" in chosen:
-            # Here too the placebo's images hold the same pixels.
-            inputs["audit"] = audit
-        if "suspicious" in defense.requires:
-            # The pool is stamped with the attack's trigger; the placebo's holds the same pixels.
+        if "suspicious" in column.defender.requires:
             spec["suspicious"] = {
                 "rows": rows("suspicious"),
                 "poison_rate": self.config.protocol.poison_rate,
             }
             spec["base"] = {"rows": rows("base")}
-            inputs |= {"train": self.lineage.data(family.dataset, "train"), "audit": audit}
-        return Stage("fit", spec, inputs, f"fit {entry.label}")
+        return Shared(spec)
 
     def score(
-        self,
-        defense: Component,
-        entry: DefenseEntry,
-        family: Family,
-        encoder: Stage,
-        audit: Stage,
-        downstream: Downstream,
-        seed: int,
+        self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int
     ) -> Stage:
-        return Stage(
-            "score",
+        """A fitted defense's scores of the images that an audit is about."""
+        inputs = {
+            "fit": self.fit(column, family, encoder, audit, seed),
+            "audit": audit,
+            "train": audit.inputs["train"],
+            "test": audit.inputs["test"],
+        }
+        return Stage("score", self._score_spec(column, seed), inputs, f"score {column.entry.label}")
+
+    @once
+    def _score_spec(self, column: Column, seed: int) -> Shared:
+        return Shared(
             {
-                "component": defense.describe(),
+                "component": column.defender.describe(),
                 "calibration": self.lineage.rows("calibration"),
                 "test_images": self.profile.test_images,
                 "split_seed": self.config.protocol.split_seed,
@@ -340,14 +358,7 @@ class Planner:
                 "figure_images": self.config.protocol.figure_images,
                 "seed": seed,
                 "environment": self.lineage.environment.describe(),
-            },
-            {
-                "fit": self.fit(defense, entry, family, encoder, audit, seed),
-                "audit": audit,
-                "train": self.lineage.data(downstream.dataset, "train"),
-                "test": self.lineage.data(downstream.dataset, "test"),
-            },
-            f"score {entry.label}",
+            }
         )
 
     def _resolve(self, group: str, name: str, parameters: Mapping[str, Any]) -> Component:
@@ -357,36 +368,6 @@ class Planner:
 
     def _most_downstreams(self) -> int:
         return max(len(family.downstreams) for family in self.profile.families().values())
-
-
-@dataclass(frozen=True)
-class Row:
-    """An entry of ``matrix.attacks``, resolved.
-
-    Attributes
-    ----------
-    skip
-        Why nothing of this row can run here; None when it can.
-    """
-
-    entry: AttackEntry | VictimEntry
-    attack: Component
-    family: Family
-    downstreams: tuple[Downstream, ...]
-    architecture: str
-    text: bool
-    skip: str | None = None
-    victim: ImportedVictim | None = None
-
-    def skip_on(self, downstream: Downstream) -> str | None:
-        """Why the row cannot be judged on one downstream set."""
-        poisons_labels = self.attack.kind == "data-poisoning" and self.attack.family == "ssl"
-        if self.skip is None and poisons_labels and downstream.dataset != self.family.dataset:
-            return (
-                f"{self.attack.name} takes its target class from the pretraining set "
-                f"{self.family.dataset}, not from {downstream.dataset}"
-            )
-        return self.skip
 
 
 def _chosen(model: Any, *fields: str) -> dict[str, Any]:

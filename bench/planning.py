@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bench.cells import CellStore
-from bench.executors.computing import seconds_known
-from bench.graph import topological
+from bench.cells import FINISHED, CellStore
+from bench.graph import STAGE_VERSIONS, topological
+from bench.history import History
 from bench.session import Session
 
 
 def describe_plan(session: Session) -> str:
-    """Cells with their state, stages per kind with what is cached, and the estimated time."""
+    """Cells with their state, stages per kind with what is cached, and the estimated time.
+
+    What is stored is believed: a run checks it, a plan only tells of it.
+    """
     cells = CellStore(session.results)
     states: Counter[str] = Counter()
     lines = [f"profile {session.profile_name}: {len(session.cells)} cells", ""]
+    there, pending = cells.keys(), []
     for cell in session.cells:
-        state = f"skipped: {cell.skip}" if cell.skip else cells.status(cell.key) or "to do"
+        stored = cells.peek(cell.key) if cell.key in there else None
+        state = f"skipped: {cell.skip}" if cell.skip else stored or "to do"
         states[state.split(":")[0]] += 1
+        if not cell.skip and stored not in FINISHED:
+            pending.append(cell)
         identity = cell.identity
         lines.append(
             f"  {identity['attack']} x {identity['defense']} on {identity['downstream']} "
             f"(target {identity['target']}, seed {identity['seed']}): {state}"
         )
-    pending = [cell for cell in session.cells if not cell.skip and not cells.done(cell.key)]
     lines += ["", f"  {'stage':<10}{'needed':>8}{'cached':>8}{'to run':>8}{'estimate':>12}"]
     needed: Counter[str] = Counter()
     cached: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
+    stored = {kind: session.store.keys(kind) for kind in STAGE_VERSIONS if kind != "evaluate"}
+    history = History(session.store)
     for stage in topological([cell.stage for cell in pending]):
         needed[stage.kind] += 1
-        if stage.kind != "evaluate" and session.store.peek(stage.kind, stage.key):
+        if stage.key in stored.get(stage.kind, ()):
             cached[stage.kind] += 1
             continue
-        known = seconds_known(session.store, stage)
+        known = history.seconds(stage)
         seconds[stage.kind] += known or 0.0
         unknown[stage.kind] += known is None
     for kind in needed:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from bench import registry
 from bench.config import Downstream, Family, VictimEntry
 from bench.data.splits import permuted_rows
+from bench.entries import Row
 from bench.errors import InputError
 from bench.graph import topological
 from bench.lineage import role_slices
-from bench.matrix import Row
 from bench.recipes import recipe_type
 from bench.yamlfile import Location
 
@@ -192,7 +192,7 @@ def _check_poison(session: Session) -> None:
         row = session.planner.row(entry)
         if row.attack.kind != "data-poisoning" or row.skip or entry not in session.attacks:
             continue
-        labels = session.sources[row.family.dataset].labels("train")
+        labels = session.training_labels(row.family.dataset)
         if labels is None:
             continue
         attack = registry.load("attacks", row.attack.name).model_validate(row.attack.parameters)
@@ -237,7 +237,7 @@ def _check_triggered_shares(session: Session) -> None:
             )
         pool = counts.suspicious
         if (
-            "suspicious" in session.planner.defender(entry).requires
+            "suspicious" in session.planner.column(entry).defender.requires
             and pool > 0
             and round(protocol.poison_rate * pool) == 0
         ):
@@ -281,7 +281,7 @@ def _check_target(
     session: Session, downstream: Downstream, dataset: Location, target: Location
 ) -> None:
     for split in ("train", "test"):
-        classes = session.sources[downstream.dataset].classes(split)
+        classes = session.classes(downstream.dataset, split)
         if classes == 0:
             raise session.file.yaml.error(
                 dataset, f"{downstream.dataset!r} ({split}) has no labels"
@@ -296,15 +296,13 @@ def _check_target(
 
 def _check_captions(session: Session, family: Family, where: Location) -> None:
     """Image-text training needs captions, or labels to make them of."""
-    source = session.sources[family.dataset]
-    if session.planner.lineage.recipes["clip"]["parameters"]["inmodal_weight"] > 0 and (
-        source.classes("train") == 0
-    ):
+    unlabelled = session.classes(family.dataset, "train") == 0
+    if session.planner.lineage.recipes["clip"]["parameters"]["inmodal_weight"] > 0 and unlabelled:
         raise session.file.yaml.error(
             (*where, "pretraining", "inmodal_weight"),
             f"a second caption is made of labels, and {family.dataset!r} has none",
         )
-    if source.captioned("train") is False and source.classes("train") == 0:
+    if unlabelled and session.sources[family.dataset].captioned("train") is False:
         raise session.file.yaml.error(
             (*where, "dataset"),
             f"captions missing: {family.dataset!r} has neither captions nor labels to make them of",

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cells import CellStore, RunningMark
+from bench.building import once, without_collector
+from bench.cells import FINISHED, CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
@@ -26,6 +27,8 @@ from bench.store import Store, file_digest, write_atomically
 from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.data.source import Source
     from bench.executors.computing import Outcome
     from bench.executors.inline import InlineExecutor
@@ -197,9 +200,19 @@ class Session:
             self._components[key] = resolve_component(self.file.root, group, name, parameters)
         return self._components[key]
 
+    @once
+    def classes(self, dataset: str, split: str) -> int | None:
+        """:meth:`bench.data.source.Source.classes`; the files are read once."""
+        return self.sources[dataset].classes(split)
+
+    @once
+    def training_labels(self, dataset: str) -> Tensor | None:
+        """:meth:`bench.data.source.Source.labels` of the training images, read once."""
+        return self.sources[dataset].labels("train")
+
     def _labelled(self, dataset: str) -> bool:
         """Whether training images have labels, as far as that is known without decoding them."""
-        return self.sources[dataset].classes("train") != 0
+        return self.classes(dataset, "train") != 0
 
     def _image_size(self, dataset: str) -> int:
         return self.file.config.datasets[dataset].image_size
@@ -208,7 +221,8 @@ class Session:
     def all_cells(self) -> list[Cell]:
         """The whole matrix of the profile, whatever was selected."""
         seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds)))
-        return self.planner.cells(seeds)
+        with without_collector():
+            return self.planner.cells(seeds)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -240,23 +254,31 @@ class Session:
         from bench.executors.computing import Outcome
 
         cells = CellStore(self.results)
-        if not self._all_stored(cells):
+        try:
+            stored = {cell.key: cells.status(cell.key) for cell in self.cells}
+        except (ValueError, OSError):
+            self.check()  # says it with file and line
+            raise
+        # With every cell stored under the key that the file asks for now, the file is sound as far
+        # as this run goes, and checking the rest of it would take longer than the run.
+        if not FINISHED.issuperset(stored.values()):
             self.check()
-        pending = [cell for cell in self.cells if not cell.skip and self._to_do(cells, cell)]
-        done = len(self.cells) - len(pending)
-        outcome = Outcome()
+        outcome, pending = Outcome(), []
         self._prepare_results(cells)
         for cell in self.cells:
-            if cell.skip:
+            status = stored[cell.key]
+            if cell.skip and status != "skipped":
                 self._store_skip(cells, cell)
-            elif cell not in pending and cells.status(cell.key) == "failed":
+            elif not cell.skip and self._to_do(status):
+                pending.append(cell)
+            elif not cell.skip and status == "failed":
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
         if pending:
             self.store.sweep()
             begun = time.strftime("%Y%m%d-%H%M%S")
             self.reporter.log_to(self.store.root / "logs" / f"{begun}-{os.getpid()}.txt")
             stages = topological([cell.stage for cell in pending])
-            self.reporter.plan(len(stages), len(self.cells), done)
+            self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
             with RunningMark(self.results) as mark:
                 ran = self._executor(cells, mark).run(pending)
             outcome.computed, outcome.cached = ran.computed, ran.cached
@@ -319,22 +341,9 @@ class Session:
             self.reporter.note("rendering tables and plots")
             render(self.results)
 
-    def _all_stored(self, cells: CellStore) -> bool:
-        """Whether every selected cell lies there under the key that the file asks for now.
-
-        Then the file is sound as far as this run goes, and checking the rest of it would take
-        longer than the run.
-        """
-        try:
-            return all(cells.done(cell.key) for cell in self.cells)
-        except (ValueError, OSError):
-            return False  # the checks say it with file and line
-
-    def _to_do(self, cells: CellStore, cell: Cell) -> bool:
-        status = cells.status(cell.key)
-        if status == "failed":
-            return self.selection.retry_failed
-        return status in (None, "skipped")
+    def _to_do(self, status: str | None) -> bool:
+        """Whether a cell of that stored status is to be run."""
+        return status in (None, "skipped") or (status == "failed" and self.selection.retry_failed)
 
     def _prepare_results(self, cells: CellStore) -> None:
         cells.folder.mkdir(parents=True, exist_ok=True)
@@ -365,13 +374,12 @@ class Session:
         }
 
     def _store_skip(self, cells: CellStore, cell: Cell) -> None:
-        if cells.status(cell.key) != "skipped":
-            extra = {
-                **cell.flags,
-                "smoke": self.selection.limit_steps is not None,
-                "config": cell.stage.spec["config"],
-            }
-            cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
+        extra = {
+            **cell.flags,
+            "smoke": self.selection.limit_steps is not None,
+            "config": cell.stage.spec["config"],
+        }
+        cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
 
     def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
         known = self._data_specs

@@ -16,6 +16,7 @@ import socket
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,41 @@ COST = "cost.json"
 """Measured seconds and memory: beside the artifact, not part of its content."""
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+class Shared(dict[str, Any]):
+    """A mapping of many descriptions, written as canonical JSON once; nobody may change it."""
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Key -> the entry as JSON."""
+        return {key: f"{_encode(key)}:{_encode(value)}" for key, value in self.items()}
+
+    @cached_property
+    def canonical(self) -> str:
+        return _joined(self.parts)
+
+
+class Extended(dict[str, Any]):
+    """A shared mapping with entries of its own; only these are written anew."""
+
+    __slots__ = ("_own", "_shared")
+
+    def __init__(self, shared: Shared, **own: Any) -> None:
+        super().__init__(shared, **own)
+        self._shared, self._own = shared, tuple(own)
+
+    @property
+    def canonical(self) -> str:
+        own = {key: f"{_encode(key)}:{_encode(self[key])}" for key in self._own}
+        return _joined({**self._shared.parts, **own})
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return f"{{{','.join(parts[key] for key in sorted(parts))}}}"
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no whitespace: equal values give equal text.
 
@@ -34,12 +70,17 @@ def canonical_json(value: Any) -> str:
     TypeError, ValueError
         For what JSON cannot hold (NaN and infinities included).
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return value.canonical if isinstance(value, Shared | Extended) else _encode(value)
 
 
 def content_key(description: Mapping[str, Any]) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of a stage's description."""
-    return hashlib.sha256(canonical_json(description).encode()).hexdigest()
+    """SHA-256 (64 hex digits) of the canonical JSON of a description."""
+    return text_key(canonical_json(description))
+
+
+def text_key(canonical: str) -> str:
+    """:func:`content_key` of a description whose canonical JSON is at hand."""
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -122,6 +163,10 @@ class Store:
     def peek(self, kind: str, key: str) -> bool:
         """Whether a folder of that key exists, unverified (for plans and status)."""
         return self.folder(kind, key).is_dir()
+
+    def keys(self, kind: str) -> set[str]:
+        """The keys of all folders of a kind, unverified: :meth:`peek` for many at once."""
+        return {path.name for path in (self.root / kind).glob("??/*")}
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:

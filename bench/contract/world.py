@@ -34,8 +34,8 @@ from bench.contract.watching import Belongings, WatchedEncoder, WatchedImages, W
 from bench.data.imageset import ImageSet
 from bench.data.splits import permuted_rows
 from bench.encoders.encoder import Encoder
+from bench.entries import Column, Row
 from bench.graph import Component, Stage, topological
-from bench.matrix import Row
 from bench.progress import Silent
 from bench.recipes import describe_recipe
 from bench.session import Selection, Session
@@ -153,7 +153,7 @@ class World:
             requires=frozenset(defense.requires),
         )
         entry = DefenseEntry(defense="under-trial", label="under-trial")
-        stage = planner.fit(described, entry, row.family, victim, audit, SEED)
+        stage = planner.fit(Column(entry, described), row.family, victim, audit, SEED)
         guest = _Guest(frozenset(defense.requires))
         workspace = self._workspace(guest, steps)
         with _scratch() as folder:

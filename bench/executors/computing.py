@@ -14,8 +14,9 @@ from typing import Any
 from bench.cells import CellStore
 from bench.errors import InputError
 from bench.graph import Cell, Stage
+from bench.history import History
 from bench.stages import COMPUTE
-from bench.store import COST, Store, content_key, write_atomically
+from bench.store import COST, Store, write_atomically
 from bench.workspace import Workspace
 
 
@@ -62,30 +63,7 @@ def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
             os._exit(1)
     seconds = time.perf_counter() - start
     (folder / COST).write_text(json.dumps({"seconds": seconds, **cost}) + "\n")
-    remember_seconds(workspace.store, stage, seconds)
-
-
-def remember_seconds(store: Store, stage: Stage, seconds: float) -> None:
-    """Note what such a stage takes here, for plans and for the order of stages."""
-    write_atomically(_history(store, stage), json.dumps({"seconds": seconds}))
-
-
-def seconds_known(store: Store, stage: Stage) -> float | None:
-    """How long a stage of this kind and specification took last time in this cache."""
-    try:
-        return float(json.loads(_history(store, stage).read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def cost_name(stage: Stage) -> str:
-    """What stages of about equal cost share: kind and specification, seed aside.
-
-    A score stage costs what its fit's component does.
-    """
-    fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
-    described = {**stage.spec, "fit": dict(fitted), "seed": None}
-    return f"{stage.kind}-{content_key(described)[:16]}"
+    History(workspace.store).remember(stage, seconds)
 
 
 def store_failure(
@@ -120,7 +98,3 @@ def in_words(error: BaseException) -> str:
     """One line: the message, with the error's type unless it is the user's to mend."""
     message = " ".join(str(error).split()) or "no message"
     return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
-
-
-def _history(store: Store, stage: Stage) -> Path:
-    return store.root / "seconds" / f"{cost_name(stage)}.json"

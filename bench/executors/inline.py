@@ -13,10 +13,11 @@ from bench.executors.computing import (
     in_words,
     keep_trace,
     measure,
-    seconds_known,
     store_failure,
 )
+from bench.executors.demand import Demand
 from bench.graph import Cell, Stage, topological
+from bench.history import History
 from bench.progress import Silent
 from bench.workspace import Workspace
 
@@ -38,11 +39,11 @@ class InlineExecutor:
         """Compute every stage that ``cells`` need, in an order that finishes cells early."""
         outcome = Outcome()
         reasons: dict[str, str] = {}
-        lost: set[str] = set()
         cell_of = {cell.key: cell for cell in cells}
-        wanted_by = _wanted_by(cells)
         stages = topological([cell.stage for cell in cells])
-        seconds = [seconds_known(self._workspace.store, stage) or 0.0 for stage in stages]
+        demand = Demand(stages, cells)
+        history = History(self._workspace.store)
+        seconds = [history.seconds(stage) or 0.0 for stage in stages]
         left = sum(seconds)
         for number, stage in enumerate(stages):
             self._mark.update(RunState(number, len(stages) - number - 1, {stage.label: ""}, left))
@@ -50,13 +51,13 @@ class InlineExecutor:
             blocked = next(
                 (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None
             )
-            if blocked is None and wanted_by[stage.key] <= lost:
+            if blocked is None and stage.key not in demand:
                 continue  # every cell that would use it has failed: spend nothing on it
             if blocked is None:
                 blocked = self._attempt(stage, outcome)
             if blocked is not None:
                 reasons[stage.key] = blocked
-                lost |= wanted_by[stage.key]
+                demand.fail(stage.key)
                 if stage.key in cell_of:
                     outcome.failed[stage.key] = blocked
                     smoke = self._workspace.environment.limit_steps is not None
@@ -94,12 +95,3 @@ class InlineExecutor:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
-
-
-def _wanted_by(cells: Sequence[Cell]) -> dict[str, set[str]]:
-    """Stage key -> keys of the cells that need the stage."""
-    wanted: dict[str, set[str]] = {}
-    for cell in cells:
-        for stage in topological([cell.stage]):
-            wanted.setdefault(stage.key, set()).add(cell.key)
-    return wanted

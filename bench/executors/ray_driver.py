@@ -26,14 +26,13 @@ from bench.cells import CellStore, RunningMark, RunState
 from bench.executors.computing import (
     Outcome,
     keep_text,
-    remember_seconds,
-    seconds_known,
     store_failure,
 )
 from bench.executors.ray_cluster import Cluster
 from bench.executors.ray_worker import Order, Origin, Report, compute_order
 from bench.executors.schedule import Schedule, State
 from bench.graph import Cell, Stage, topological
+from bench.history import History
 from bench.progress import Silent
 from bench.store import Store
 
@@ -94,6 +93,7 @@ class RayExecutor:
     ) -> None:
         self._cluster, self._origin = cluster, origin
         self._store, self._cells = store, cells
+        self._history = History(store)
         self._reporter, self._mark = reporter, mark
         self._smoke, self._compute = smoke, compute
         self._costs: dict[str, Mapping[str, float]] = {}
@@ -112,7 +112,7 @@ class RayExecutor:
         self._cell_of = {cell.key: cell for cell in cells}
         self._schedule = Schedule(
             cells,
-            lambda stage: seconds_known(self._store, stage),
+            self._history.seconds,
             lambda stage: UNTIMED_SECONDS.get(stage.kind, 1.0),
         )
         with self._cluster:
@@ -237,7 +237,7 @@ class RayExecutor:
         if report.cost:
             self._costs[stage.key] = report.cost
         if report.state == "computed" and "seconds" in report.cost:
-            remember_seconds(self._store, stage, report.cost["seconds"])
+            self._history.remember(stage, report.cost["seconds"])
         (self._outcome.computed if report.state == "computed" else self._outcome.cached).append(
             stage.label
         )

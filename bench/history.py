@@ -1,0 +1,43 @@
+"""What stages took here before: for plans, for the order of stages, for the time left."""
+
+from __future__ import annotations
+
+import json
+
+from bench.graph import Stage, cost_name
+from bench.store import Store, write_atomically
+
+
+class History:
+    """How long stages of a kind and specification took last time in a cache."""
+
+    def __init__(self, store: Store) -> None:
+        self._folder = store.root / "seconds"
+        self._names = {path.stem for path in self._folder.glob("*.json")}
+        self._kinds = {name.rpartition("-")[0] for name in self._names}
+        self._known: dict[str, float | None] = {}
+
+    def seconds(self, stage: Stage) -> float | None:
+        """None when nothing of the kind was ever timed."""
+        if stage.kind not in self._kinds:
+            return None
+        name = cost_name(stage)
+        if name not in self._names:
+            return None
+        if name not in self._known:
+            self._known[name] = self._read(name)
+        return self._known[name]
+
+    def _read(self, name: str) -> float | None:
+        try:
+            return float(json.loads((self._folder / f"{name}.json").read_text())["seconds"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def remember(self, stage: Stage, seconds: float) -> None:
+        """Note what such a stage took."""
+        name = cost_name(stage)
+        write_atomically(self._folder / f"{name}.json", json.dumps({"seconds": seconds}))
+        self._names.add(name)
+        self._kinds.add(stage.kind)
+        self._known[name] = seconds
