@@ -72,7 +72,19 @@ class Arena:
         return self.folder / "results"
 
     def start(self, **environment: str) -> int:
-        """Fork a run; its process number. The modules are loaded already."""
+        """Start a run; its process number. Without Ray it is a fork with all modules loaded; beside
+        a cluster of ours it is a new process, as gRPC does not survive a fork."""
+        arguments = self._arguments()
+        if self.extra:
+            with (self.folder / "log.txt").open("ab") as log:
+                run = subprocess.Popen(
+                    [sys.executable, "-c", "from bench.cli import main; main()", *arguments],
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                )
+            run.returncode = 0  # waited for by its number, not by this object
+            return run.pid
         pid = os.fork()
         if pid:
             return pid
@@ -80,9 +92,7 @@ class Arena:
         log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         os.environ |= environment
-        sys.argv = ["bench", "run", "--config", str(ROOT / "bench.yaml"), "--profile", "quick"]
-        sys.argv += ["--attacks", ATTACKS, "--defenses", DEFENSES, "--limit-steps", "3"]
-        sys.argv += ["--results", str(self.results), "--cache", str(self.cache), *self.extra]
+        sys.argv = ["bench", *arguments]
         code = 1
         try:
             command_line()
@@ -91,6 +101,11 @@ class Arena:
             code = int(stop.code or 0)
         finally:
             os._exit(code)
+
+    def _arguments(self) -> list[str]:
+        chosen = ["run", "--config", str(ROOT / "bench.yaml"), "--profile", "quick"]
+        chosen += ["--attacks", ATTACKS, "--defenses", DEFENSES, "--limit-steps", "3"]
+        return chosen + ["--results", str(self.results), "--cache", str(self.cache), *self.extra]
 
     def finish(self, **environment: str) -> int:
         """Run to the end; the exit status."""
@@ -401,7 +416,7 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
             arena.extra = ["--executor", "ray", "--address", cluster.address]
             try:
                 pid = arena.start()
-                moment = campaign.draw.uniform(0.2, 0.8) * campaign.whole
+                moment = 15 + campaign.draw.uniform(0.2, 0.8) * campaign.whole
                 gone = wait_or_gone(pid, moment)
                 said = "too late" if gone else harm(fault, pid, cluster, nodes, campaign.draw)
                 code = 0 if gone else wait(pid, PATIENCE)
