@@ -105,7 +105,7 @@ class Arena:
     def _arguments(self) -> list[str]:
         chosen = ["run", "--config", str(ROOT / "bench.yaml"), "--profile", "quick"]
         chosen += ["--attacks", ATTACKS, "--defenses", DEFENSES, "--limit-steps", "3"]
-        return chosen + ["--results", str(self.results), "--cache", str(self.cache), *self.extra]
+        return [*chosen, "--results", str(self.results), "--cache", str(self.cache), *self.extra]
 
     def finish(self, **environment: str) -> int:
         """Run to the end; the exit status."""
