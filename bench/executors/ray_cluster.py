@@ -124,6 +124,11 @@ class Cluster:
         """No node that lives has the artifact."""
         self._holders.pop(key, None)
 
+    def sweep(self) -> None:
+        """Have every node remove what died processes left in its cache."""
+        for keeper in self._keepers.values():
+            keeper.sweep.remote()
+
     def holders(self, stage: Stage) -> tuple[Any, ...]:
         """The keepers that can read its artifact."""
         caches = self._holders.get(stage.key, set())

@@ -258,6 +258,7 @@ class RayExecutor:
     def _died(self, task: _Task, error: RayError) -> None:
         """The process or the machine of a stage is gone."""
         stage, troubles = task.stage, self._troubles
+        self._cluster.sweep()
         ray.get(self._cluster.board.end.remote(stage.key))
         if task.cancelled:
             self._failed(stage, task.cancelled)

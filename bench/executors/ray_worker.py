@@ -132,7 +132,11 @@ class Keeper:
 
     def __init__(self, cache: str) -> None:
         self._store = Store(cache_of_this_node(cache))
-        self._store.sweep()
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Remove what processes left that died at their work."""
+        return self._store.sweep()
 
     def storage(self) -> str:
         return storage_id(self._store.root)
