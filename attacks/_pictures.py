@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.data.pictures import UNREADABLE, open_image, why_unreadable
 from bench.errors import InputError
 
 Variant = Literal[
     "original", "mirrored", "upside-down", "half-turn", "channels-cycled", "pixels-shuffled"
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def encode_png(pixels: Tensor) -> str:
@@ -58,10 +58,9 @@ def decode_png(text: str) -> tuple[Tensor, Tensor]:
         For text that holds no RGB or RGBA picture in PNG.
     """
     try:
-        file = io.BytesIO(base64.b64decode(text, validate=True))
-        with Image.open(file, formats=("PNG",)) as picture:
+        with open_image(base64.b64decode(text, validate=True), ("PNG",)) as picture:
             mode, array = picture.mode, np.array(picture)
-    except (binascii.Error, *_UNREADABLE):
+    except (binascii.Error, *UNREADABLE):
         raise ValueError("png is the base64 of a PNG picture, and this is none") from None
     if mode not in ("RGB", "RGBA"):
         raise ValueError(f"png should hold an RGB or RGBA picture, not one of mode {mode}")
@@ -118,7 +117,7 @@ def read_picture(path: Path, side: int | None = None) -> np.ndarray:
         For a missing file or one that is no picture; one line that names it.
     """
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             if side is not None:
                 picture = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
             elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -128,9 +127,6 @@ def read_picture(path: Path, side: int | None = None) -> np.ndarray:
             return np.array(picture)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: not a picture that can be read ({_line(error)})") from None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    except UNREADABLE as error:
+        why = why_unreadable(error)
+        raise InputError(f"{path}: not a picture that can be read ({why})") from None

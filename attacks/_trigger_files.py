@@ -19,6 +19,7 @@ from attacks._pictures import encode_png, read_picture, split_alpha
 from attacks._sized import SizedTrigger
 from bench.api import Trigger
 from bench.errors import InputError, nearest
+from bench.limits import check_arrays
 
 KINDS: dict[str, type[SizedTrigger]] = {
     kind.name: kind
@@ -78,6 +79,7 @@ def read_patch(
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """``tm`` and ``t`` of a published file, (H, W, 3)."""
     try:
+        check_arrays(path)
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("a single array, not an .npz archive")
@@ -88,7 +90,7 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
             found = [file[key] for key in ("tm", "t")]
     except FileNotFoundError:
         raise ValueError("no such file") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"not an .npz archive that can be read ({error})") from None
     except ValueError as error:
         if "allow_pickle" in str(error):

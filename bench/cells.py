@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.limits import check_inside, read_json
 from bench.report.columns import COLUMNS, ROW_COLUMNS
 from bench.store import (
     damage,
@@ -24,6 +25,7 @@ from bench.store import (
     write_atomically,
 )
 
+_TOLD = ("attack", "defense", "status", "reason")
 FINISHED = frozenset({"ok", "attack-weak", "attack-invalid", "uncontrolled"})
 
 
@@ -36,15 +38,34 @@ class CellStore:
 
     def status(self, key: str) -> str | None:
         """The stored status; None when nothing whole is stored under that key."""
+        row = self.row(key)
+        return None if row is None else row["status"]
+
+    def row(self, key: str) -> dict[str, Any] | None:
+        """The stored row with its names, status and reason; None when nothing whole is stored.
+
+        Raises
+        ------
+        InputError
+            When the cell's folder is a link out of the results.
+        """
         path = self.folder / key
+        check_inside(path, self.folder)
         if not path.is_dir() or damage(path) is not None:
             return None
-        return self.peek(key)
+        return self._stated(key)
 
     def peek(self, key: str) -> str | None:
         """The status that is written in a cell, without a look at its other files (for plans)."""
+        check_inside(self.folder / key, self.folder)
+        row = self._stated(key)
+        return None if row is None else row["status"]
+
+    def _stated(self, key: str) -> dict[str, Any] | None:
+        """The row of a cell as it is written."""
         try:
-            return json.loads((self.folder / key / "cell.json").read_text())["row"]["status"]
+            row = read_json(self.folder / key / "cell.json")["row"]
+            return row if all(isinstance(row[name], str) for name in _TOLD) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -156,7 +177,8 @@ class RunningMark:
 
     def __enter__(self) -> RunningMark:
         for path in self._path.parent.glob(f"{socket.gethostname()}-*.json"):
-            if not process_alive(int(path.stem.rpartition("-")[2])):
+            process = path.stem.rpartition("-")[2]
+            if not (process.isdecimal() and process_alive(int(process))):
                 path.unlink(missing_ok=True)
         return self
 
@@ -183,19 +205,18 @@ def describe_status(results: Path, keys: Sequence[str]) -> str:
     counts: Counter[str] = Counter()
     troubles = []
     for key in keys:
-        status = cells.status(key) or "not run yet"
+        row = cells.row(key) or {"status": "not run yet"}
+        status = row["status"]
         counts[status] += 1
         if status in ("failed", "skipped"):
-            row = json.loads((cells.folder / key / "cell.json").read_text())["row"]
             troubles.append(f"{status}: {row['attack']} x {row['defense']}: {row['reason']}")
     lines = [", ".join(f"{count} {status}" for status, count in sorted(counts.items()))]
     for path in sorted((Path(results) / ".running").glob("*.json")):
         host, _, pid = path.stem.rpartition("-")
-        if host == socket.gethostname() and not process_alive(int(pid)):
+        if not pid.isdecimal() or (host == socket.gethostname() and not process_alive(int(pid))):
             continue
         try:
-            mark = json.loads(path.read_text())
-            lines += _running(mark, host, pid)
+            lines += _running(read_json(path), host, pid)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it ended just now
     return "\n".join(lines + troubles)

@@ -15,6 +15,7 @@ import typer
 
 from bench import cli_components
 from bench.errors import InputError, nearest
+from bench.limits import MOST_SEED
 from bench.scan.command import scan
 from bench.upstream.command import third_party_app
 from bench.upstream.parity_command import parity
@@ -324,20 +325,27 @@ def main() -> None:
     except ValueError as error:
         if not _one_line(error):
             raise
-        typer.echo(f"bench: {' '.join(str(error).split())}", err=True)
+        _complain(str(error))
         code = 2
     except OSError as error:
-        typer.echo(f"bench: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         code = 2
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         # A usage error of the command-line library.
-        typer.echo(f"bench: {error.format_message()}", err=True)
+        _complain(error.format_message())
         code = 2
     if code == INTERRUPTED:
         typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    """One line on stderr; what would steer the terminal (a stranger's file name may) is shown."""
+    line = " ".join(message.split())
+    shown = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
+    typer.echo(f"bench: {shown}", err=True)
 
 
 def _interrupt(*_: object) -> None:
@@ -421,8 +429,8 @@ def _integers(text: str | None) -> tuple[int, ...] | None:
         values = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"--seeds wants integers such as 0,1,2, got {text!r}") from None
-    if not values or min(values) < 0:
-        raise InputError(f"--seeds wants integers from 0, got {text!r}")
+    if not values or min(values) < 0 or max(values) > MOST_SEED:
+        raise InputError(f"--seeds wants integers from 0 to {MOST_SEED}, got {text!r}")
     return values
 
 

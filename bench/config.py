@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from bench.errors import InputError, nearest
+from bench.limits import MOST_SEED, MOST_SIDE
 from bench.models import Model
 from bench.report.declared import Tables
 
@@ -158,7 +159,7 @@ class DatasetConfig(Model):
         "auto", "digits", "photographs", "parquet", "folder", "captions", "torchvision"
     ] = "auto"
     path: str | None = None
-    image_size: int = Field(32, ge=8, le=1024)
+    image_size: int = Field(32, ge=8, le=MOST_SIDE)
     resize: bool = False
     stored_as: str | None = None
     """The name it is looked for under, so that one set of files serves at two sizes."""
@@ -174,7 +175,7 @@ class DatasetConfig(Model):
 class Protocol(Model):
     """What is the same for every defense (docs/protocol.md)."""
 
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0, le=MOST_SEED)
     poison_rate: float = Field(0.01, gt=0, lt=1)
     threshold_source: Literal["clean-id", "own-auxiliary"] = "clean-id"
     calibration_fpr: float = Field(0.05, gt=0, lt=1)
@@ -300,7 +301,7 @@ class Profile(Model):
     downstreams: tuple[Downstream, ...] = Field(min_length=1)
     splits: SplitCounts = SplitCounts()
     probe: ProbeConfig = ProbeConfig()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...] = Field((0,), min_length=1)
     test_images: int | None = Field(None, ge=20)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -385,7 +386,7 @@ class Config(Model):
     default_profile: str
     matrix: Matrix
     protocol: Protocol = Protocol()
-    profiles: dict[str, Profile] = Field(min_length=1)
+    profiles: dict[Label, Profile] = Field(min_length=1)
     data_roots: tuple[str, ...] = ("data",)
     datasets: dict[str, DatasetConfig]
     tables: Tables = Tables()

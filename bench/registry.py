@@ -114,7 +114,7 @@ def load(group: str, name: str) -> type[Any]:
     base = getattr(importlib.import_module("bench.api"), _BASES[group])
     try:
         module = importlib.import_module(entry.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{_SINGULAR[group]} {name!r}: {entry.module} does not import: "
             f"{type(error).__name__}: {error}"
@@ -146,7 +146,10 @@ def missing_packages(component: type[Any]) -> list[str]:
 
 def summary(entry: Entry) -> str:
     """The first line of a component's docstring, read without importing it."""
-    spec = importlib.util.find_spec(entry.module)
+    try:
+        spec = importlib.util.find_spec(entry.module)
+    except (Exception, SystemExit) as error:  # the package around the module is imported for it
+        return f"does not import: {type(error).__name__}: {error}"
     if spec is None or spec.origin is None:
         return ""
     try:

@@ -17,10 +17,12 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
+
+from bench.limits import check_inside, read_json
 
 MANIFEST = "manifest.json"
 COST = "cost.json"
@@ -119,12 +121,14 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder in a few words; None when it is whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = read_json(folder / MANIFEST)["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its manifest cannot be read"
     if not isinstance(files, dict):
         return "its manifest cannot be read"
     for name, digest in files.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"its manifest names {name!r}, which is not in it"
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -134,7 +138,11 @@ def damage(folder: Path) -> str | None:
 
 
 class Store:
-    """The cache of stage artifacts under ``root``; safe for several processes at once."""
+    """The cache of stage artifacts under ``root``; safe for several processes at once.
+
+    ``root`` may be a link, but nothing in it may lead out of it: what lies elsewhere is neither
+    read nor written, and an :class:`bench.errors.InputError` names the link.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -150,6 +158,8 @@ class Store:
             return False
         if key in self._verified:
             return True
+        for path in (folder, *folder.rglob("*")):
+            check_inside(path, self.root)
         problem = damage(folder)
         if problem is None:
             self._verified.add(key)
@@ -171,15 +181,17 @@ class Store:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Exclusive right to compute ``key``; another process waits here until it is done."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
+        path = self.root / "locks" / f"{key}.lock"
+        check_inside(path, self.root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
             yield
 
     @contextlib.contextmanager
     def writing(self, kind: str, key: str) -> Iterator[Path]:
         """A scratch folder that becomes the artifact when the block ends without an error."""
         target = self.folder(kind, key)
+        check_inside(target, self.root)
         with self.scratch() as scratch:
             yield scratch
             seal(scratch)
@@ -190,6 +202,7 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """An empty folder under ``tmp/``, removed at the end unless it was renamed away."""
         scratch = self.root / "tmp" / scratch_name()
+        check_inside(scratch, self.root)
         scratch.mkdir(parents=True)
         try:
             yield scratch
@@ -198,6 +211,7 @@ class Store:
 
     def sweep(self) -> int:
         """Remove scratch folders of processes of this machine that no longer live."""
+        check_inside(self.root / "tmp", self.root)
         return sweep_scratch(self.root / "tmp")
 
     def _discard(self, folder: Path) -> None:

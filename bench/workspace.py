@@ -20,6 +20,7 @@ from bench.data.imageset import ImageSet
 from bench.data.source import Source
 from bench.encoders.encoder import Encoder
 from bench.graph import Environment, Stage, topological
+from bench.limits import read_json
 from bench.provenance import hardware, library_versions
 from bench.store import COST, Store
 
@@ -128,7 +129,8 @@ class Workspace:
     def cost(self, stage: Stage) -> dict[str, float]:
         """Measured seconds (and memory) of a finished stage; empty when they are not known."""
         try:
-            return json.loads((self.folder(stage) / COST).read_text())
+            cost = read_json(self.folder(stage) / COST)
+            return cost if isinstance(cost, dict) else {}
         except (OSError, ValueError):  # beside the checksummed content, hence not worth a failure
             return {}
 

@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 
 from bench.errors import InputError
+from bench.limits import MOST_YAML_BYTES, MOST_YAML_VALUES, read_bytes
 
 Location = tuple[str | int, ...]
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class YamlFile:
@@ -19,17 +21,18 @@ class YamlFile:
     ------
     InputError
         When the file is missing, is not UTF-8, has a syntax error, a duplicate key, a tag or a
-        merge that plain data does not need, or is not a mapping.
+        merge that plain data does not need, is not a mapping, or is larger than any experiment,
+        as it stands or with its aliases written out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._lines: dict[Location, int] = {}
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_bytes(self.path, MOST_YAML_BYTES).decode("utf-8")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; name one with --config") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -60,13 +63,17 @@ class YamlFile:
 
     def _build(self, node: yaml.Node, location: Location, above: frozenset[int]) -> Any:
         self._lines.setdefault(location, node.start_mark.line + 1)
+        if len(self._lines) > MOST_YAML_VALUES:
+            raise self.error(location, f"more than {MOST_YAML_VALUES:,} keys and values")
         if id(node) in above:
             raise self.error(location, "an alias that contains itself")
         above = above | {id(node)}
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            raise self.error(location, f"the tag {node.tag} is not plain data")
         if isinstance(node, yaml.MappingNode):
             result: dict[Any, Any] = {}
             for key_node, value_node in node.value:
-                key = self._constructor.construct_object(key_node)
+                key = self._scalar(key_node, location)
                 if not isinstance(key, str | int):
                     raise self.error(location, f"keys must be plain words, got {key!r}")
                 here = (*location, key)
@@ -80,7 +87,15 @@ class YamlFile:
                 self._build(child, (*location, position), above)
                 for position, child in enumerate(node.value)
             ]
-        return self._constructor.construct_object(node)
+        return self._scalar(node, location)
+
+    def _scalar(self, node: yaml.Node, location: Location) -> Any:
+        try:
+            return self._constructor.construct_object(node)
+        except (ValueError, AttributeError, OverflowError):
+            # A date of month 99, a number of thousands of digits, a tag on what it does not fit.
+            shown = str(node.value)[:40]
+            raise self.error(location, f"{shown!r} is no {node.tag.rpartition(':')[2]}") from None
 
 
 def dotted(location: Location) -> str:

@@ -14,10 +14,13 @@ import torch
 
 from bench.config import DatasetConfig
 from bench.data.imageset import ImageSet
+from bench.data.pictures import read_image
 from bench.data.source import Source, numbered_classes
 from bench.errors import InputError
 
 __all__ = ["Captions"]
+
+_LONGEST_LABEL = 200
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class Captions(Source):
         digest = hashlib.sha256(self._file(split).read_bytes())
         digest.update("\0".join(self._class_names(split)).encode())
         for pair in self._pairs(split):
-            digest.update(hashlib.sha256(pair.image.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_image(pair.image)).digest())
         return digest.hexdigest()
 
     def check(self, split: str) -> None:
         pairs = self._pairs(split)
         self._class_names(split)
-        self._check_headers((pair.what, pair.image.read_bytes()) for pair in pairs)
+        self._check_headers((pair.what, read_image(pair.image)) for pair in pairs)
 
     def count(self, split: str) -> int:
         return sum(1 for _ in self._listed(split))
@@ -80,7 +83,7 @@ class Captions(Source):
     def load(self, split: str) -> ImageSet:
         pairs, class_names = self._pairs(split), self._class_names(split)
         return ImageSet(
-            self._decode([(pair.what, pair.image.read_bytes()) for pair in pairs]),
+            self._decode([(pair.what, read_image(pair.image)) for pair in pairs]),
             labels=self._labels(pairs, class_names),
             class_names=class_names,
             captions=[pair.caption for pair in pairs],
@@ -150,6 +153,8 @@ def _pair(file: Path, line: int, row: dict[str, Any]) -> _Pair:
         if column in row and not (row[column] or "").strip():
             raise InputError(f"{what}: the {column} is empty")
     label = row.get("label")
+    if label and len(label) > _LONGEST_LABEL:
+        raise InputError(f"{what}: the label has {len(label):,} characters")
     return _Pair(what, file.parent / row["image"], row["caption"], label and _plain(label))
 
 

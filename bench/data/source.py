@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,9 @@ from PIL import Image
 
 from bench.config import DatasetConfig
 from bench.data.imageset import ImageSet
+from bench.data.pictures import UNREADABLE, open_image, why_unreadable
 from bench.errors import InputError
+from bench.store import file_digest
 
 
 class Source(ABC):
@@ -100,8 +101,11 @@ class Source(ABC):
             with _opened(what, data) as image:
                 try:
                     storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
-                except OSError as error:
-                    raise InputError(f"{what} cannot be decoded: {error}") from None
+                except InputError:
+                    raise
+                except UNREADABLE as error:
+                    why = why_unreadable(error)
+                    raise InputError(f"{what} cannot be decoded: {why}") from None
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(decode, range(len(images)), chunksize=256))
@@ -117,10 +121,11 @@ class Source(ABC):
 
 def _opened(what: str, data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, Image.DecompressionBombError) as error:
-        kind = "too large an image" if isinstance(error, Image.DecompressionBombError) else None
-        raise InputError(f"{what} is {kind or 'not an image, or of an unknown format'}") from None
+        return open_image(data)
+    except UNREADABLE as error:
+        why = why_unreadable(error)
+        unknown = why == "not an image"
+        raise InputError(f"{what} is {why}{', or of an unknown format' * unknown}") from None
 
 
 def digest_files(files: Sequence[Path], root: Path) -> str:
@@ -128,7 +133,7 @@ def digest_files(files: Sequence[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 
 

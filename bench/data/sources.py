@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,12 @@ from bench.config import DatasetConfig
 from bench.data.captioned import Captions
 from bench.data.embedded import Digits, Photographs
 from bench.data.imageset import ImageSet
+from bench.data.pictures import check_image, read_image
 from bench.data.source import Source, digest_files, numbered_classes
 from bench.errors import InputError
+from bench.limits import MOST_ROWS, MOST_UNPACKED
 
+_ROWS_AT_ONCE = 64
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
@@ -144,10 +149,13 @@ class Folder(Source):
         self.folder = folder
 
     def fingerprint(self, split: str) -> str:
-        return digest_files([path for path, _ in self._files(split)[0]], self.folder)
+        files = [path for path, _ in self._files(split)[0]]
+        for path in files:
+            check_image(path)
+        return digest_files(files, self.folder)
 
     def check(self, split: str) -> None:
-        self._check_headers((str(path), path.read_bytes()) for path, _ in self._files(split)[0])
+        self._check_headers((str(path), read_image(path)) for path, _ in self._files(split)[0])
 
     def classes(self, split: str) -> int:
         return len(self._files(split)[1])
@@ -158,7 +166,7 @@ class Folder(Source):
 
     def load(self, split: str) -> ImageSet:
         files, class_names = self._files(split)
-        storage = self._decode([(str(path), path.read_bytes()) for path, _ in files])
+        storage = self._decode([(str(path), read_image(path)) for path, _ in files])
         labels = torch.tensor([label for _, label in files]) if class_names else None
         return ImageSet(
             storage, labels=labels, class_names=class_names, name=f"{self.name}/{split}"
@@ -251,7 +259,7 @@ class Torchvision(Source):
         }
         try:
             return builders[self.name]()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise InputError(f"dataset {self.name!r} in {self.root}: {error}") from None
 
 
@@ -308,7 +316,8 @@ def _open_captions(name: str, config: DatasetConfig, path: Path) -> Source:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in named if not path.is_dir())
 
 
 def _columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes] | None]:
@@ -323,10 +332,31 @@ def _columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes] | None]:
                 f"{path}: no column 'image'; the columns are {', '.join(schema.names)}"
             )
         wanted = [name for name in ("image", "label", "caption") if name in schema.names]
-        table = pq.read_table(path, columns=wanted)
+        table = _read_in_parts(path, wanted)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {error}") from None
     return {name: table[name].combine_chunks() for name in wanted}, schema.metadata
+
+
+def _read_in_parts(path: Path, columns: list[str]) -> Any:
+    """Columns of a parquet file, read in parts: a few bytes of it can stand for any number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    most = MOST_UNPACKED * (path.stat().st_size + 2**20)
+    batches, size = [], 0
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            rows = file.metadata.num_rows
+            raise InputError(f"{path}: {rows:,} rows; at most {MOST_ROWS:,} are read")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > most:
+                raise InputError(f"{path}: unpacks to more than {MOST_UNPACKED} times its size")
+        # A batch of a file without rows does not exist, and its schema is wanted all the same.
+        schema = batches[0].schema if batches else file.schema_arrow
+    return pa.Table.from_batches(batches, schema).select(columns)
 
 
 def _encoded_images(path: Path, column: Any) -> list[tuple[str, bytes]]:

@@ -165,7 +165,11 @@ class Architecture:
         return {**self.settings, **settings}
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Build the network without memory, so that an impossible setting is refused early.
+        """Refuse an impossible setting, as :meth:`skeleton` does."""
+        self.skeleton(settings)
+
+    def skeleton(self, settings: Mapping[str, Any]) -> nn.Module:
+        """The network without memory: names, shapes and types of its tensors.
 
         Raises
         ------
@@ -176,8 +180,11 @@ class Architecture:
         for name, value in complete.items():
             if type(value) is not type(self.settings[name]):
                 raise ValueError(f"{name} should be like {self.settings[name]!r}, got {value!r}")
-        with torch.device("meta"):
-            self.make(**complete)
+        try:
+            with torch.device("meta"):
+                return self.make(**complete)
+        except RuntimeError as error:  # sizes that no memory could have
+            raise ValueError(f"{self.name}: {complete} cannot be: {error}") from None
 
 
 def build(architecture: str, **settings: Any) -> nn.Module:

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from bench.encoders.architectures import find
 from bench.encoders.encoder import Encoder
-from bench.encoders.weights import CheckpointError, load_strictly, read_state_dict
+from bench.encoders.weights import (
+    CheckpointError,
+    check_keys,
+    load_strictly,
+    read_state_dict,
+)
 
 __all__ = ["CheckpointError", "import_checkpoint"]
 
@@ -78,6 +83,16 @@ def import_checkpoint(
         When the architecture or a setting is unknown.
     """
     path = Path(path)
+    known = find(architecture)
+    skeleton = known.skeleton(settings or {})
+    tensors = {
+        str(name).removeprefix("module."): value for name, value in read_state_dict(path).items()
+    }
+    if architecture in ("clip-rn50", "clip-rn50-visual"):
+        tensors = _clip_keys(tensors, text=known.text)
+    else:
+        tensors = _resnet_keys(tensors)
+    check_keys(skeleton, tensors, path)  # before the memory of a network is asked for
     encoder = Encoder.initialise(
         architecture,
         settings,
@@ -86,14 +101,6 @@ def import_checkpoint(
         std=std,
         image_size=image_size,
     )
-    tensors = {
-        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in read_state_dict(path).items()
-    }
-    if architecture in ("clip-rn50", "clip-rn50-visual"):
-        tensors = _clip_keys(tensors, text=find(architecture).text)
-    else:
-        tensors = _resnet_keys(tensors)
     load_strictly(encoder.network, tensors, path)
     encoder.network.eval()
     return encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,10 +19,12 @@ from bench.encoders.clip import TextTower
 from bench.encoders.randomness import seeded
 from bench.encoders.weights import (
     CheckpointError,
+    check_keys,
     load_strictly,
     read_safetensors,
     write_safetensors,
 )
+from bench.limits import MOST_SIDE
 
 __all__ = ["Encoder"]
 
@@ -77,7 +80,10 @@ class Encoder:
                 f"got image_size {self.image_size}"
             )
         self._text = TextTower(network) if entry.text else None
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not 1 <= self.image_size <= MOST_SIDE:
+            raise ValueError(f"image_size is 1 to {MOST_SIDE} pixels, not {self.image_size}")
+        positive = all(0 < value < math.inf for value in self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not positive:
             raise ValueError(
                 f"normalisation needs 3 means and 3 positive deviations, "
                 f"got {self.mean} and {self.std}"
@@ -255,7 +261,7 @@ class Encoder:
         """
         tensors, metadata = read_safetensors(path)
         wanted = ("architecture", "settings", "mean", "std", "image_size")
-        missing = set(wanted) - metadata.keys()
+        missing = set(wanted) - (metadata.keys() if isinstance(metadata, Mapping) else set())
         if missing:
             raise CheckpointError(
                 f"{path}: no encoder metadata ({', '.join(sorted(missing))}); "
@@ -263,8 +269,13 @@ class Encoder:
             )
         try:
             options = {name: metadata[name] for name in wanted}
+            # Before the memory of a network is asked for, whatever its settings say.
+            skeleton = find(options["architecture"]).skeleton(options["settings"])
+            check_keys(skeleton, tensors, path)
             encoder = cls.initialise(**options, generator=torch.Generator())
-        except ValueError as error:
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         load_strictly(encoder.network, tensors, path)
         encoder.network.eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.limits import file_size
+
 __all__ = [
     "CheckpointError",
+    "check_keys",
     "load_strictly",
     "read_metadata",
     "read_safetensors",
@@ -26,6 +31,8 @@ __all__ = [
 # give the same bytes.
 _METADATA_KEY = "bench"
 _SHOWN = 5
+_MOST_REPEATED, _MOST_SHARED = 2**29, 4
+"""Bytes that tensors may take beyond so many times their file."""
 _PICKLED = (".pth", ".pt", ".tar", ".ckpt")
 
 
@@ -51,8 +58,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         When the file is missing or is not safetensors.
     """
     try:
+        file_size(Path(path))
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            return _metadata(file)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
@@ -66,11 +74,19 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
         When the file is missing or is not safetensors.
     """
     try:
+        file_size(Path(path))
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, _metadata(file)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    try:
+        return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except RecursionError:
+        raise ValueError("its metadata is nested too deeply") from None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -80,6 +96,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     ------
     CheckpointError
         When the file is missing or holds anything but tensors: a pickle of more is never loaded.
+        Neither is an archive that unpacks to more than its size, or one whose tensors take far
+        more memory than it has.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,8 +106,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return read_safetensors(path)[0]
     if path.suffix not in _PICKLED:
         raise CheckpointError(f"{path}: not a .safetensors or .pth file")
+    _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the sparse tensors that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise CheckpointError(
             f"{path}: damaged, or a pickle of more than tensors, which is never loaded"
@@ -101,16 +122,44 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if strays:
         raise CheckpointError(f"{path}: {strays[0]!r} is not a tensor, so this is no state dict")
+    for name, value in content.items():
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(f"{path}: {name!r} is no plain tensor")
+    # Views of one storage are honest (a network that is there twice), and can be of any size.
+    size, stored = sum(value.nbytes for value in content.values()), path.stat().st_size
+    if size > _MOST_REPEATED + _MOST_SHARED * stored:
+        raise CheckpointError(f"{path}: tensors of {size:,} bytes in a file of {stored:,}")
     return content
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file with packed records: torch writes none, and a few bytes can stand for
+    gigabytes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(record.file_size for record in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # torch says what is wrong with it
+    if size > path.stat().st_size:
+        raise CheckpointError(f"{path}: unpacks to {size:,} bytes, more than it has")
+
+
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy ``tensors`` into ``network``: every key once, every shape equal.
+    """Copy ``tensors`` into ``network``, where :func:`check_keys` finds nothing wrong with them."""
+    check_keys(network, tensors, source)
+    network.load_state_dict(dict(tensors))
+
+
+def check_keys(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse tensors that are not those of ``network``: every key once, every shape equal, weights
+    no integers. The network may be one without memory.
 
     Raises
     ------
     CheckpointError
-        Naming ``source`` and the first five missing, unexpected and misshapen keys.
+        Naming ``source`` and the first five missing, unexpected, misshapen and mistyped keys.
     """
     wanted = network.state_dict()
     problems = {
@@ -121,13 +170,17 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str
             for name, value in wanted.items()
             if name in tensors and tensors[name].shape != value.shape
         ],
+        "of the wrong type": [
+            f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
+            for name, value in wanted.items()
+            if name in tensors and value.is_floating_point() > tensors[name].is_floating_point()
+        ],
     }
     listed = [f"{_first(names)} {kind}" for kind, names in problems.items() if names]
     if listed:
         raise CheckpointError(
             f"{source}: the keys do not fit the architecture: " + "; ".join(listed)
         )
-    network.load_state_dict(dict(tensors))
 
 
 def _first(names: list[str]) -> str:

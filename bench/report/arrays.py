@@ -8,7 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.limits import check_arrays
+
 __all__ = ["ReportError", "check_figures", "check_pictures", "damaged", "read_arrays"]
+
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    MemoryError,  # of an array whose header says any number of elements
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class ReportError(ValueError):
@@ -20,14 +33,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
+        check_arrays(path)
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ReportError(f"{path}: damaged, it is no archive of arrays")
         with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ReportError):
-            raise
+    except ReportError:
+        raise
+    except _UNREADABLE as error:
         raise damaged(path, error) from None
 
 

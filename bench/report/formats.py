@@ -96,7 +96,7 @@ def number_text(value: Any) -> str:
 
 def guard_formula(text: str) -> str:
     """``text`` with a leading apostrophe where a spreadsheet would run it as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def to_csv(frame: pd.DataFrame) -> str:

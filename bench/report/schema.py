@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from bench.errors import InputError
+from bench.limits import MOST_ROWS, MOST_SEED, check_inside, read_json
 from bench.report.arrays import (
     ReportError,
     check_figures,
@@ -189,10 +190,16 @@ class StoredCell:
         ReportError
             When ``scores.parquet`` is missing or damaged.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = self.path / "scores.parquet"
         try:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows > MOST_ROWS:
+                    raise ValueError(f"{file.metadata.num_rows:,} rows")
             frame = pd.read_parquet(path, columns=list(SCORE_COLUMNS))
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         if not len(frame) or not pd.api.types.is_numeric_dtype(frame["score"]):
             raise ReportError(f"{path}: damaged, it has no scores that are numbers")
@@ -291,6 +298,9 @@ def load_manifest(results_dir: Path) -> Manifest:
     path = Path(results_dir) / "manifest.json"
     document = read_manifest_document(results_dir)
     try:
+        for key in document["cells"]:
+            if not isinstance(key, str) or Path(key).name != key:
+                raise TypeError(f"{key!r} is no cell's name")
         for name in ("attacks", "defenses", "seeds", "cells"):
             if not isinstance(document[name], list):
                 raise TypeError(f"{name} is no list")
@@ -344,6 +354,10 @@ def _cell_files(results_dir: Path, manifest: Manifest) -> list[Path]:
 
 
 def _load_cell(path: Path) -> StoredCell:
+    try:
+        check_inside(path.parent, path.parents[1])
+    except InputError as error:
+        raise ReportError(str(error)) from None
     document = _read_json(path)
     if document.get("schema") != CELL_SCHEMA:
         raise ReportError(
@@ -387,7 +401,7 @@ def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
     for name in ROW_COLUMNS:
         try:
             checked[name] = _typed(row[name], COLUMNS[name].kind)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ReportError(
                 f"{path}: damaged, {name!r} should be {COLUMNS[name].kind}, got {row[name]!r}"
             ) from None
@@ -403,16 +417,14 @@ def _typed(value: Any, kind: str) -> Any:
         return None
     if isinstance(value, (str, bool)):
         raise TypeError(value)
+    if kind == "integer" and abs(value) > MOST_SEED:
+        raise OverflowError(value)
     return int(value) if kind == "integer" else float(value)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number that JSON has")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise damaged(path, error) from None
     if not isinstance(document, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.errors import InputError
+from bench.limits import MOST_SEED
 
 if TYPE_CHECKING:
     from bench.scan.findings import Findings
@@ -53,7 +55,7 @@ def scan(
     fpr: Annotated[float, typer.Option(help="share of clean images a threshold may flag")] = 0.05,
     output: Annotated[Path | None, typer.Option(help="default: scan-<encoder>")] = None,
     device: Annotated[Device, typer.Option(help="where it is computed")] = Device.auto,
-    seed: Annotated[int, typer.Option(min=0, help="of every random choice")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of every random choice")] = 0,
     precision: Annotated[
         Precision, typer.Option(help="what detectors may train in")
     ] = Precision.float32,
@@ -155,7 +157,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _stem(encoder: Path) -> str:
-    name = encoder.resolve().name
+    name = os.path.basename(os.path.realpath(encoder))
     while name.endswith(_ARCHIVES):
         name = name.rpartition(".")[0]
     key = len(name) == _KEY_LENGTH and set(name) <= set("0123456789abcdef")

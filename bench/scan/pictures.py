@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,10 @@ from PIL import Image
 
 from bench.config import DatasetConfig
 from bench.data.imageset import ImageSet
+from bench.data.pictures import UNREADABLE, open_image, why_unreadable
 from bench.data.sources import IMAGE_SUFFIXES, Parquet
 from bench.errors import InputError
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no whole image; SyntaxError is its word for a bad PNG."""
 _THREADS = 2
 
 
@@ -169,16 +166,15 @@ def _decoded(
     resized = np.zeros(len(names), dtype=bool)
 
     def decode(row: int) -> None:
-        source = encoded[row]
         try:
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with open_image(encoded[row]) as image:
                 resized[row] = image.size != (side, side)
                 picture = image.convert("RGB")
                 if resized[row]:
                     picture = picture.resize((side, side), Image.Resampling.BICUBIC)
                 storage[row] = np.asarray(picture)
-        except _UNREADABLE as error:
-            problems[row] = _reason(error)
+        except UNREADABLE as error:
+            problems[row] = why_unreadable(error)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(decode, range(len(names))))
@@ -186,11 +182,3 @@ def _decoded(
     pixels = torch.from_numpy(storage[kept].transpose(0, 3, 1, 2).copy())
     skipped = [(names[row], problems[row]) for row in sorted(problems)]
     return pixels, kept, skipped, int(resized[kept].sum())
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return "too large an image"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -143,6 +143,6 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise InputError(f"--set wants defense.parameter=value, got {pair!r}")
         try:
             found.setdefault(name, {})[parameter] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {pair}: {text!r} is no value") from None
+        except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
+            raise InputError(f"--set {place}: {text[:40]!r} is no value") from None
     return found

@@ -158,6 +158,8 @@ def _sync(repository: Repository, root: Path, report: Callable[[str], None]) -> 
     name = repository.name
     if not repository.url.startswith("https://"):
         raise SyncError(f"{name}: {repository.url!r} is not an https URL; only these are fetched")
+    if not re.fullmatch("[0-9a-f]{40}", repository.commit):
+        raise SyncError(f"{name}: the pin {repository.commit!r} is no commit of 40 digits")
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):

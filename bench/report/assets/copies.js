@@ -34,7 +34,7 @@ function latexTable() {
 function csvTable() {
   const parts = [...new Set(visibleColumns().flatMap((column) => column.parts))];
   const quoted = (field) => (/[",\r\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field);
-  const guarded = (field) => (/^[=+\-@\t\r]/.test(field) ? `'${field}` : field);
+  const guarded = (field) => (/^[=+\-@\t\r\n]/.test(field) ? `'${field}` : field);
   const lines = [parts.map((part) => table.names[part])];
   for (const row of visibleRows()) {
     lines.push(
