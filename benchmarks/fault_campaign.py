@@ -1,6 +1,6 @@
 """Break runs in every way we can think of, resume them, and compare the tables with a quiet run.
 
-    python benchmarks/fault_campaign.py [--kills 200] [--seed 0] [--ray] [--folder DIR]
+    python benchmarks/fault_campaign.py [--kills 200] [--seed 0] [--ray ROUNDS] [--folder DIR]
         [--record results/robustness/faults.csv]
 
 The experiment is a corner of the `quick` matrix with every training loop cut short: two attacks,
@@ -473,6 +473,8 @@ def main() -> int:
         ray_faults(campaign, arguments.ray)
     else:
         campaign.kills(arguments.kills)
+        arena.wipe()
+        arena.finish()
         damages(campaign)
         places(campaign)
     if arguments.record:
@@ -481,13 +483,13 @@ def main() -> int:
             writer = csv.DictWriter(stream, ["fault", "detail", "outcome", "seconds"])
             writer.writeheader()
             writer.writerows(campaign.rows)
-    counts = Counter((row["fault"], str(row["outcome"]).isupper()) for row in campaign.rows)
+    counts = Counter(str(row["fault"]) for row in campaign.rows)
     bad = [
         row
         for row in campaign.rows
         if row["outcome"] != "identical" and "all whole" not in str(row["outcome"])
     ]
-    for (fault, _), count in counts.items():
+    for fault, count in counts.items():
         print(f"{count:5d} x {fault}")
     print(f"{len(campaign.rows)} lines, {len(bad)} bad")
     return 1 if bad else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -64,6 +65,46 @@ def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
     seconds = time.perf_counter() - start
     (folder / COST).write_text(json.dumps({"seconds": seconds, **cost}) + "\n")
     History(workspace.store).remember(stage, seconds)
+
+
+class StorageError(InputError):
+    """The cache or the results cannot be used any more: no fault of the stage at work."""
+
+
+_NO_STORAGE = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EROFS: "read-only file system",
+    errno.EIO: "input/output error",
+    errno.ESTALE: "stale file handle",
+    errno.ENOTCONN: "file system not connected",
+}
+_PROBE_BYTES = 2**16
+
+
+def storage_problem(error: BaseException, stage: Stage, store: Store) -> str | None:
+    """Why the failure of a stage is the storage's and not its own, in words; None if it is.
+
+    A full disk or a cache that went away would otherwise be a reason of every cell that comes
+    after, and stay one.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        # Libraries in C++ and Rust give the system's words and not its number.
+        for number, words in _NO_STORAGE.items():
+            told = getattr(seen, "errno", None) == number or os.strerror(number) in str(seen)
+            if told:
+                return f"{words} ({store.root})"
+        seen = seen.__cause__ or seen.__context__
+    gone = [needed for needed in stage.inputs.values() if not store.peek(needed.kind, needed.key)]
+    if gone:
+        return f"{store.root} lost {gone[0].label}, which was there"
+    try:
+        with store.scratch() as scratch:
+            (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
+    except OSError as refused:
+        return f"{store.root} cannot be written: {refused.strerror or refused}"
+    return None
 
 
 def store_failure(

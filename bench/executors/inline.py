@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from bench.cells import CellStore, RunningMark, RunState
 from bench.executors.computing import (
     Outcome,
+    StorageError,
     compute_artifact,
     in_words,
     keep_trace,
     measure,
+    storage_problem,
     store_failure,
 )
 from bench.executors.demand import Demand
@@ -75,6 +77,12 @@ class InlineExecutor:
                 else compute_artifact(stage, self._workspace)
             )
         except Exception as error:
+            problem = storage_problem(error, stage, self._workspace.store)
+            if problem is not None:
+                raise StorageError(
+                    f"{stage.label}: {problem}; what is finished is kept: run again when it is "
+                    "mended"
+                ) from error
             keep_trace(self._workspace.store, stage)
             self._reporter.finish(
                 stage.label, time.perf_counter() - start, f"failed: {in_words(error)}"

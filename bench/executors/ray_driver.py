@@ -25,6 +25,7 @@ from ray.exceptions import (
 from bench.cells import CellStore, RunningMark, RunState
 from bench.executors.computing import (
     Outcome,
+    StorageError,
     keep_text,
     store_failure,
 )
@@ -223,6 +224,11 @@ class RayExecutor:
             self._troubles.no_device_memory[stage.key] += 1
             self._reporter.note(f"{stage.label}: no device memory; once more, alone on its device")
             self._schedule.give_back(stage.key)
+        elif report.state == "no storage":
+            raise StorageError(
+                f"{stage.label}: {report.reason}; what is finished is kept: run again when it is "
+                "mended"
+            )
         elif report.state in ("computed", "cached"):
             self._finished(stage, report)
         else:

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from bench.configfile import ConfigFile
-from bench.executors.computing import compute_artifact, in_words, measure
+from bench.executors.computing import compute_artifact, in_words, measure, storage_problem
 from bench.graph import Stage
 from bench.memory import resident_mb
 from bench.progress import Silent
@@ -79,8 +79,8 @@ class Report:
     Attributes
     ----------
     state
-        ``computed``, ``cached``, ``failed``, ``missing`` (an input is nowhere any more) or
-        ``no device memory``.
+        ``computed``, ``cached``, ``failed``, ``missing`` (an input is nowhere any more),
+        ``no device memory`` or ``no storage``.
     reason, trace
         One line and the stack, of a failure.
     missing
@@ -260,7 +260,7 @@ def compute_order(order: Order) -> Report:
     except MissingError as error:
         report = Report("missing", missing=str(error))
     except Exception as error:
-        report = _failure(error)
+        report = _failure(error, order)
     finally:
         watch.stop()
         order.board.end.remote(key)
@@ -286,10 +286,15 @@ def _computed(order: Order, workspace: _RemoteWorkspace) -> Report:
     return Report(state, cost=cost, storage=storage_id(store.root))
 
 
-def _failure(error: Exception) -> Report:
+def _failure(error: Exception, order: Order) -> Report:
     import torch
 
     trace = traceback.format_exc()
+    # An input may lie on another node: that one is gone is found when it is looked at.
+    alone = Stage(order.stage.kind, order.stage.spec, {}, order.stage.label)
+    problem = storage_problem(error, alone, Store(cache_of_this_node(order.origin.cache)))
+    if problem is not None:
+        return Report("no storage", reason=f"{problem} on {socket.gethostname()}", trace=trace)
     out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
     if out_of_memory:
         torch.cuda.empty_cache()

@@ -1,0 +1,70 @@
+"""A full disk or a cache that goes away ends a run, and is no cell's failure."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+
+import pytest
+
+from bench.cells import CellStore
+from bench.executors import computing, inline
+from bench.executors.computing import StorageError
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_in_other_words(*_: object) -> None:
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def chained(*_: object) -> None:
+    try:
+        full()
+    except OSError as error:
+        raise ValueError("could not save") from error
+
+
+@pytest.mark.parametrize("fault", [full, full_in_other_words, chained])
+def test_a_full_disk_ends_the_run_and_fails_no_cell(session_of, tiny, monkeypatch, fault):
+    session = session_of(tiny)
+    monkeypatch.setitem(computing.COMPUTE, "fit", fault)
+    with pytest.raises(StorageError, match="no space left .*run again when it is mended"):
+        session.run()
+    cells = CellStore(session.results)
+    assert {cells.status(cell.key) for cell in session.cells} == {None}
+    assert not list((session.store.root / "tmp").iterdir())
+
+
+def test_a_cache_that_goes_away_ends_the_run_and_the_next_one_finishes(
+    session_of, tiny, monkeypatch
+):
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
+    session = session_of(tiny)
+    score = computing.COMPUTE["score"]
+
+    def vanish(stage, workspace, folder):
+        shutil.rmtree(workspace.store.root)
+        return score(stage, workspace, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(computing.COMPUTE, "score", vanish)
+        with pytest.raises(StorageError, match="lost .*, which was there"):
+            session.run()
+    again = type(session)(session.file, session.selection)
+    assert again.run().failed == {}
+
+
+def test_a_stage_that_is_to_blame_is_a_failed_cell(session_of, tiny, monkeypatch):
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
+    session = session_of(tiny)
+
+    def broken(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/its/own/file")
+
+    monkeypatch.setitem(computing.COMPUTE, "fit", broken)
+    outcome = session.run()
+    assert len(outcome.failed) == 1
+    assert inline.storage_problem is computing.storage_problem
