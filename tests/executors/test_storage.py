@@ -31,7 +31,7 @@ def chained(*_: object) -> None:
 def test_a_full_disk_ends_the_run_and_fails_no_cell(session_of, tiny, monkeypatch, fault):
     session = session_of(tiny)
     monkeypatch.setitem(computing.COMPUTE, "fit", fault)
-    with pytest.raises(StorageError, match="no space left .*run again when it is mended"):
+    with pytest.raises(StorageError, match=r"no space left .*run again when it is mended"):
         session.run()
     cells = CellStore(session.results)
     assert {cells.status(cell.key) for cell in session.cells} == {None}
@@ -51,7 +51,7 @@ def test_a_cache_that_goes_away_ends_the_run_and_the_next_one_finishes(
 
     with monkeypatch.context() as patch:
         patch.setitem(computing.COMPUTE, "score", vanish)
-        with pytest.raises(StorageError, match="lost .*, which was there"):
+        with pytest.raises(StorageError, match=r"lost .*, which was there"):
             session.run()
     again = type(session)(session.file, session.selection)
     assert again.run().failed == {}
