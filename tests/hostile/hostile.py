@@ -7,6 +7,7 @@ runs those that are not long, each in a fork of its own, and writes what came of
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -23,6 +24,7 @@ import hostile_configs  # noqa: F401, E402
 import hostile_folders  # noqa: F401, E402
 import hostile_images  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
+import sklearn.datasets  # noqa: E402
 import sklearn.ensemble  # noqa: F401, E402
 import torchvision.datasets  # noqa: F401, E402
 from campaign import CASES, Case, Ran, run_forked  # noqa: E402
@@ -46,6 +48,8 @@ def warm_up() -> None:
     registry.entries.cache_clear()  # a case may bring a plug-in
     for architecture in ("resnet-narrow", "template-clip"):
         find(architecture).skeleton({})
+    gc.collect()
+    gc.freeze()  # or every fork's first collection copies all pages that it shares
 
 
 def run_in_scratch(chosen: Case) -> Ran:
