@@ -419,7 +419,7 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
                 moment = 15 + campaign.draw.uniform(0.2, 0.8) * campaign.whole
                 gone = wait_or_gone(pid, moment)
                 said = "too late" if gone else harm(fault, pid, cluster, nodes, campaign.draw)
-                code = 0 if gone else wait(pid, PATIENCE)
+                code = 0 if said == "too late" else wait(pid, PATIENCE)
                 outcome = resumed(arena, campaign.reference)
             finally:
                 cluster.shutdown()
@@ -436,15 +436,17 @@ def harm(fault: str, pid: int, cluster: object, nodes: list, draw: random.Random
     if fault == "a node":
         cluster.remove_node(nodes.pop(), allow_graceful=False)
         return "killed"
-    listed = subprocess.run(
-        ["pgrep", "-f", "^ray::compute_order|^ray::.*(fit|score|probe|audit|pretrain)"],
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    if not listed:
-        return "no worker was at work"
-    os.kill(int(draw.choice(listed)), signal.SIGKILL)
-    return "killed"
+    while not wait_or_gone(pid, 0.05):
+        # Ray names a process after the stage at work in it.
+        listed = subprocess.run(
+            ["pgrep", "-f", "^ray::(pretrain|implant|probe|audit|fit|score|evaluate) "],
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        if listed:
+            os.kill(int(draw.choice(listed)), signal.SIGKILL)
+            return "killed"
+    return "too late"
 
 
 def main() -> int:
