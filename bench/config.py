@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from bench.errors import InputError, nearest
+from bench.graph import STAGE_VERSIONS
 from bench.limits import MOST_SEED, MOST_SIDE
 from bench.models import Model
 from bench.report.declared import Tables
@@ -270,19 +271,7 @@ class StageResources(Model):
     minutes: Positive | None = None
 
 
-StageKind = Literal[
-    "data",
-    "pixels",
-    "import",
-    "poison",
-    "pretrain",
-    "implant",
-    "probe",
-    "audit",
-    "fit",
-    "score",
-    "evaluate",
-]
+StageKind = Literal[tuple(STAGE_VERSIONS)]
 
 
 class Profile(Model):

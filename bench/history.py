@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 
 from bench.graph import Stage, cost_name
 from bench.store import Store, write_atomically
@@ -13,9 +14,15 @@ class History:
 
     def __init__(self, store: Store) -> None:
         self._folder = store.root / "seconds"
-        self._names = {path.stem for path in self._folder.glob("*.json")}
-        self._kinds = {name.rpartition("-")[0] for name in self._names}
         self._known: dict[str, float | None] = {}
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {path.stem for path in self._folder.glob("*.json")}
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        return {name.rpartition("-")[0] for name in self._names}
 
     def seconds(self, stage: Stage) -> float | None:
         """None when nothing of the kind was ever timed."""
@@ -38,6 +45,3 @@ class History:
         """Note what such a stage took."""
         name = cost_name(stage)
         write_atomically(self._folder / f"{name}.json", json.dumps({"seconds": seconds}))
-        self._names.add(name)
-        self._kinds.add(stage.kind)
-        self._known[name] = seconds

@@ -300,8 +300,7 @@ def damages(campaign: Campaign) -> None:
     one, two = draw.sample([f for f in arena.artifacts() if f.parents[1].name == "score"], 2)
 
     def swap_artifacts() -> None:
-        names = ("scores.parquet", "scores.parquet")
-        first, second = (folder / name for folder, name in zip((one, two), names, strict=True))
+        first, second = one / "scores.parquet", two / "scores.parquet"
         held = first.read_bytes()
         first.write_bytes(second.read_bytes())
         second.write_bytes(held)

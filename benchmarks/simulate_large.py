@@ -4,7 +4,7 @@
         [--slots 8] [--minutes 60] [--record benchmarks/simulate_large.csv]
 
 The graph is that of ``benchmarks/plan_large.py``. Every stage sleeps what one of its kind takes
-(``SECONDS``, measured, see docs/scaling.md), scaled down so that all takes about ``--minutes``
+(``SECONDS``, of that order on two cores), scaled down so that all takes about ``--minutes``
 on ``--slots`` processors. The share of the harness is what these did not sleep of the time from the
 connection to the last end: starting processes, scheduling, messages, and processors that waited.
 """
@@ -42,7 +42,7 @@ SECONDS = {
     "score": 10.0,
     "evaluate": 4.0,
 }
-"""Of `cifar10-small` on two cores."""
+"""The order of magnitude at `cifar10-small` on two cores; it differs from component to component."""
 
 
 def sleeper(scale: float) -> Callable[[Order], Report]:

@@ -163,8 +163,8 @@ class Board:
         self._running: dict[str, dict[str, Any]] = {}
         self._over: dict[str, float] = {}
 
-    def start(self, key: str, label: str, host: str, pid: int) -> None:
-        self._running[key] = {"label": label, "host": host, "pid": pid, "progress": ""}
+    def start(self, key: str, label: str) -> None:
+        self._running[key] = {"label": label, "progress": ""}
 
     def step(self, key: str, progress: str) -> None:
         if key in self._running:
@@ -246,7 +246,7 @@ _contexts: dict[Origin, _Context] = {}
 def compute_order(order: Order) -> Report:
     """Compute one stage in this process."""
     key = order.stage.key
-    order.board.start.remote(key, order.stage.label, socket.gethostname(), os.getpid())
+    order.board.start.remote(key, order.stage.label)
     watch = _Watch(order)
     start = time.perf_counter()
     notes: list[str] = []

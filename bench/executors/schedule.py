@@ -60,14 +60,13 @@ class Schedule:
         self._wanted = {key: len(self._users[key]) + (key in self._cells) for key in self._stages}
         self._state = dict.fromkeys(self._stages, State.waiting)
         self.counts: Counter[State] = Counter({State.waiting: len(self._stages)})
+        # Only what was timed before: a guess orders stages, but tells nobody when.
         self.seconds_left = sum(self._timed.values())
         self._reasons: dict[str, str] = {}
         self._ready: list[tuple[float, int, str]] = []
         for key, missing in self._missing.items():
             if not missing:
                 self._offer(key)
-
-    # ``seconds_left`` counts what was timed before: a guess orders stages, but tells nobody when.
 
     def __len__(self) -> int:
         """Stages in all."""
