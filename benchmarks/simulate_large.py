@@ -42,7 +42,7 @@ SECONDS = {
     "score": 10.0,
     "evaluate": 4.0,
 }
-"""The order of magnitude at `cifar10-small` on two cores; it differs from component to component."""
+"""The order of magnitude at `cifar10-small` on two cores; components differ."""
 
 
 def sleeper(scale: float) -> Callable[[Order], Report]:
