@@ -62,16 +62,22 @@ class Dede(Defense):
         ``all`` hidden pixels, or for analysis alone those ``outside-trigger``: what is left of the
         score when the trigger's own pixels, hard to rebuild on any encoder, do not count. The
         harness tells where they are and marks such rows.
+    embedding
+        ``own``, or for analysis ``another``: each image is drawn from the embedding of one of the
+        defender's images instead, picked by its pixels alone. What a score still tells apart then
+        was never in the embedding.
     mean, std
         Normalisation (R, G, B) of the space in which images are rebuilt and errors are summed; the
         CIFAR constants, as published, whatever normalisation the encoder uses itself.
     checkpoint
         A decoder saved by the authors' code. It is loaded instead of training, with its own sizes:
-        of the fields above, only ``test_mask_ratio``, ``score_region``, ``mean`` and ``std`` then
-        matter.
+        of the fields above, only ``test_mask_ratio``, ``score_region``, ``embedding``, ``mean``
+        and ``std`` then matter.
     """
 
-    scoring_parameters: ClassVar[frozenset[str]] = frozenset({"test_mask_ratio", "score_region"})
+    scoring_parameters: ClassVar[frozenset[str]] = frozenset(
+        {"test_mask_ratio", "score_region", "embedding"}
+    )
 
     patch_size: int = Field(4, ge=1)
     mask_ratio: float = Field(0.9, gt=0, lt=1)
@@ -86,6 +92,7 @@ class Dede(Defense):
     weight_decay: float = Field(1e-6, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     score_region: Literal["all", "outside-trigger"] = "all"
+    embedding: Literal["own", "another"] = "own"
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[Positive, Positive, Positive] = (0.2023, 0.1994, 0.2010)
     checkpoint: Path | None = None
@@ -94,6 +101,7 @@ class Dede(Defense):
     _order: Tensor = PrivateAttr()
     _encoder: Encoder | None = PrivateAttr(default=None)
     _support: Tensor | None = PrivateAttr(default=None)
+    _others: Tensor | None = PrivateAttr(default=None)
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -201,6 +209,8 @@ class Dede(Defense):
         if self.score_region == "outside-trigger":
             pixels = view.trigger_support.to(encoder.device).float().expand(1, 3, -1, -1)
             self._support = patchify(pixels, model.patch_size) > 0
+        if self.embedding == "another":
+            self._others = view.embed_auxiliary().to(encoder.device)
 
     def _train(self, view: DefenderView, mask_seed: int) -> None:
         model, encoder = self._model, view.encoder
@@ -247,7 +257,10 @@ class Dede(Defense):
         kept = keep_count(model.tokens, self.test_mask_ratio)
         images = images.to(self._order.device)
         # Whole, not in parts: the harness recognises its own batches and need not embed them again.
-        embeddings = self._encoder.embed(images)
+        if self._others is None:
+            embeddings = self._encoder.embed(images)
+        else:
+            embeddings = self._others[_drawn_by_pixels(images, len(self._others))]
         size = max(1, SCORING_TOKENS // model.tokens)
         for part, embedded in zip(images.split(size), embeddings.split(size), strict=True):
             patches = self._patches(part)
@@ -268,6 +281,13 @@ class Dede(Defense):
         if self._encoder is None:
             raise RuntimeError("Dede has not been fitted: call fit or load_state first")
         return self._model
+
+
+def _drawn_by_pixels(images: Tensor, count: int) -> Tensor:
+    """int64 (N,) in [0, count): a row for each image that depends on its 8-bit pixels alone."""
+    pixels = images.mul(255).round().long().flatten(1)
+    weights = torch.randint(2**31, (pixels.shape[1],), generator=torch.Generator().manual_seed(0))
+    return (pixels * weights.to(pixels.device)).sum(dim=1) % count
 
 
 def _shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
