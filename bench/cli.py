@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -92,6 +93,7 @@ def run(
 
     if address is not None and executor is not Executor.ray:
         raise InputError("--address goes with --executor ray")
+    start = time.perf_counter()
     with reporter() as shown:
         session = _session(
             config,
@@ -112,7 +114,8 @@ def run(
         outcome = session.run()
     typer.echo(
         f"{len(session.cells)} cells, {len(outcome.failed)} failed; "
-        f"{len(outcome.computed)} stages computed, {len(outcome.cached)} cached"
+        f"{len(outcome.computed)} stages computed, {len(outcome.cached)} cached; "
+        f"{time.perf_counter() - start:.0f} s, stages added up {outcome.seconds:.0f} s"
     )
     identities = {cell.key: cell.identity for cell in session.cells}
     for key, reason in outcome.failed.items():
@@ -153,6 +156,38 @@ def plan(
     )
     session.check()
     typer.echo(describe_plan(session))
+
+
+@app.command()
+def times(
+    config: ConfigOption = DEFAULT_CONFIG,
+    profile: ProfileOption = None,
+    attacks: ListOption = None,
+    defenses: ListOption = None,
+    seeds: SeedsOption = None,
+    results: ResultsOption = None,
+    cache: CacheOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="a CSV file")] = None,
+) -> None:
+    """Say where the time went: seconds per kind of stage, and what sharing spared."""
+    from bench.progress import Silent
+    from bench.store import write_atomically
+    from bench.times import describe_times, stage_times
+
+    session = _session(
+        config,
+        Silent(),
+        profile=profile,
+        attacks=_labels(attacks),
+        defenses=_labels(defenses),
+        seeds=_integers(seeds),
+        results=results,
+        cache=cache,
+    )
+    table = stage_times(session)
+    if output is not None:
+        write_atomically(output, table.to_csv(index=False, float_format="%.4g"))
+    typer.echo(describe_times(table))
 
 
 @app.command()

@@ -281,8 +281,8 @@ class Session:
             self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
             with RunningMark(self.results) as mark:
                 ran = self._executor(cells, mark).run(pending)
-            outcome.computed, outcome.cached = ran.computed, ran.cached
-            outcome.failed |= ran.failed
+            ran.failed |= outcome.failed
+            outcome = ran
         self.render()
         return outcome
 

@@ -31,11 +31,14 @@ class Outcome:
         Labels of the stages that ran and of those that were found.
     failed
         Cell key -> reason.
+    seconds
+        What the computed stages took, added up.
     """
 
     computed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def compute_artifact(stage: Stage, workspace: Workspace) -> bool:

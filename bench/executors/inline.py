@@ -88,9 +88,10 @@ class InlineExecutor:
                 stage.label, time.perf_counter() - start, f"failed: {in_words(error)}"
             )
             return f"{stage.label}: {in_words(error)}"
+        seconds = time.perf_counter() - start
         (outcome.computed if computed else outcome.cached).append(stage.label)
-        word = "computed" if computed else "cached"
-        self._reporter.finish(stage.label, time.perf_counter() - start, word)
+        outcome.seconds += seconds if computed else 0.0
+        self._reporter.finish(stage.label, seconds, "computed" if computed else "cached")
         return None
 
     def _compute_cell(self, stage: Stage) -> bool:

@@ -244,9 +244,9 @@ class RayExecutor:
             self._costs[stage.key] = report.cost
         if report.state == "computed" and "seconds" in report.cost:
             self._history.remember(stage, report.cost["seconds"])
-        (self._outcome.computed if report.state == "computed" else self._outcome.cached).append(
-            stage.label
-        )
+        computed = report.state == "computed"
+        (self._outcome.computed if computed else self._outcome.cached).append(stage.label)
+        self._outcome.seconds += report.seconds if computed else 0.0
         self._schedule.finish(stage.key)
         self._reporter.finish(stage.label, report.seconds, report.state)
 
