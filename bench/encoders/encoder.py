@@ -29,6 +29,9 @@ from bench.limits import MOST_SIDE
 __all__ = ["Encoder"]
 
 _PIXELS_PER_BATCH = 512 * 32 * 32
+_PIXELS_PER_BATCH_ON_CPU = 128 * 32 * 32
+"""What passes from layer to layer then stays in a processor's cache: a fifth faster than four times
+the images, and the same bits."""
 
 
 class Encoder:
@@ -282,7 +285,9 @@ class Encoder:
         return encoder
 
     def _batch_size(self) -> int:
-        return max(1, _PIXELS_PER_BATCH // self.image_size**2)
+        on_cpu = self.device.type == "cpu"
+        pixels = _PIXELS_PER_BATCH_ON_CPU if on_cpu else _PIXELS_PER_BATCH
+        return max(1, pixels // self.image_size**2)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
