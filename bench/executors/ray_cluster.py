@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -72,11 +74,15 @@ class Cluster:
         if self._address is None:
             environment["BENCH_CACHE"] = self._origin.cache
             settings |= {"include_dashboard": False, "num_cpus": self._own_processors}
+        ended = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(self._address, runtime_env={"env_vars": environment}, **settings)
+            # Without "local", Ray would look for a cluster of somebody else on this machine first.
+            ray.init(self._address or "local", runtime_env={"env_vars": environment}, **settings)
         except (OSError, RayError, ValueError, RuntimeError) as error:
             where = self._address or "this machine"
             raise InputError(f"no Ray cluster at {where}: {' '.join(str(error).split())}") from None
+        if ended is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended)  # Ray's own would leave without a word
         here = ray.get_runtime_context().get_node_id()
         self.board = _pinned(Board, here).remote()
         try:

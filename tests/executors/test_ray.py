@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +114,26 @@ def test_the_log_tells_what_happened(ray_run):
     assert text == (ray_run.file.root / "shown.txt").read_text()
     assert "fit ends-the-process: its process died; it is begun again" in text
     assert "fit hangs: failed: took longer" in text
+
+
+def test_a_run_that_is_ended_from_outside_says_that_it_goes_on(tmp_path):
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    command = [sys.executable, "-c", "from bench.cli import main; main()", "run"]
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [*command, "--executor", "ray"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root, "BENCH_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        lines = iter(process.stdout)
+        shown = []
+        while not shown or "computed" not in shown[-1]:
+            shown.append(next(lines, "computed, the end"))
+        assert "the end" not in shown[-1], shown
+        process.send_signal(signal.SIGTERM)
+        rest = list(lines)
+    assert process.returncode == 130
+    assert rest[-1] == "interrupted; the same command goes on from the last finished stage\n"
