@@ -139,6 +139,8 @@ class Lineage:
 
         With ``poison`` the result is the victim of ``twin``, which is the same without.
         """
+        if start is None and self.profile.pretraining_seed is not None:
+            seed = self.profile.pretraining_seed
         architecture = family.encoder.architecture
         inputs = {"train": self.data(family.dataset, "train")}
         if start is not None:

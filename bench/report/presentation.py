@@ -225,6 +225,11 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
             else "test-sampling interval, a bootstrap over source images."
         ),
     ]
+    if repeated and results.manifest.pretraining_seed is not None:
+        notes.append(
+            f"Encoders are pretrained with seed {results.manifest.pretraining_seed} in every cell: "
+            "seeds vary the attack and the defense, and no interval covers other pretrainings."
+        )
     if (frame["status"] == "uncontrolled").any():
         notes.append(
             "Uncontrolled: an imported victim that came without a clean twin. Its ASR passes, but "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +66,7 @@ class Manifest:
     cells: tuple[str, ...]
     smoke: bool = False
     tables: dict[str, Any] = field(default_factory=dict)
+    pretraining_seed: int | None = None
 
     @property
     def further_tables(self) -> dict[str, DeclaredTable]:
@@ -312,11 +314,18 @@ def load_manifest(results_dir: Path) -> Manifest:
             cells=tuple(dict.fromkeys(str(key) for key in document["cells"])),
             smoke=bool(document.get("smoke", False)),
             tables=dict(document.get("tables") or {}),
+            pretraining_seed=_pretraining_seed(document),
         )
     except KeyError as error:
         raise ReportError(f"{path}: damaged, it has no {error}") from None
     except (TypeError, ValueError) as error:
         raise damaged(path, error) from None
+
+
+def _pretraining_seed(document: Mapping[str, Any]) -> int | None:
+    """Of the profile that the manifest repeats; manifests of earlier versions have none."""
+    seed = ((document.get("config") or {}).get("profile") or {}).get("pretraining_seed")
+    return None if seed is None else int(seed)
 
 
 def load_cells(results_dir: Path) -> list[StoredCell]:

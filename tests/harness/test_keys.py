@@ -43,6 +43,20 @@ def test_default_written_out_gives_the_same_keys(tiny, session_of):
     assert keys(session_of(tiny)) == original
 
 
+def test_seeds_may_share_what_is_trained_from_scratch(tiny, session_of):
+    """As with seed 0, and apart from it everything else: attacks, defenses, audits."""
+    tiny["profiles"]["tiny"]["seeds"] = [0]
+    alone = keys(session_of(tiny))
+    tiny["profiles"]["tiny"]["seeds"] = [0, 1]
+    apart = keys(session_of(tiny))
+    tiny["profiles"]["tiny"]["pretraining_seed"] = 0
+    shared = keys(session_of(tiny))
+    assert shared["pretrain"] == alone["pretrain"] < apart["pretrain"]
+    for kind in ("implant", "fit", "score", "evaluate"):
+        assert alone[kind] < shared[kind]
+        assert len(shared[kind]) == len(apart[kind])
+
+
 def overrides(content: dict[str, Any]) -> dict[str, Any]:
     return content["profiles"]["tiny"]["overrides"]
 

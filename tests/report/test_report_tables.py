@@ -167,6 +167,17 @@ def test_seeds_are_averaged_and_an_interval_needs_three(make_results, count, has
     assert "| n |" in export(folder, "markdown")
 
 
+def test_seeds_that_share_a_pretraining_are_said_to(make_results):
+    folder = make_results(seeds=(0, 1, 2))
+    assert "pretrained with seed" not in export(folder, "markdown")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] = {"profile": {"pretraining_seed": 7}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    text = export(folder, "markdown")
+    assert "Encoders are pretrained with seed 7 in every cell" in text
+    assert "no interval covers other pretrainings" in text
+
+
 def test_t_interval_matches_the_textbook():
     low, high = t_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
