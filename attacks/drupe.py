@@ -88,7 +88,7 @@ def similarity_spread(triggered: Tensor, references: Tensor) -> Tensor:
 def mean_similarity(features: Tensor, mean: SimilarityMean = "upstream") -> Tensor:
     """S_b2b: how alike (B, D) features are, from the norm of their mean direction alone.
 
-    The mean over all B x B cosines is the squared norm of the mean unit vector. ``published`` is
+    The mean over all B x B cosines is the squared norm of the mean unit vector. ``upstream`` is
     that mean times 1 - 1/B, what the code of DRUPE computes; ``off-diagonal`` is the mean over
     different images, in [-1 / (B - 1), 1], which the paper describes.
     """

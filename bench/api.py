@@ -404,6 +404,12 @@ class Defense(Component, ABC):
     """True for a detector that never calls the encoder: what it detects was never about the
     backdoor. Tables show it last."""
 
+    @property
+    def analysis(self) -> bool:
+        """Whether its rows answer a question about a method and are no defense: tables mark them
+        and keep them outside averages. So are those of who is told where the trigger lies."""
+        return "trigger_support" in self.requires
+
     @abstractmethod
     def fit(self, view: DefenderView) -> None:
         """Learn what is normal. Keep ``view.encoder`` if :meth:`score` needs it."""

@@ -165,8 +165,10 @@ def times(
     attacks: ListOption = None,
     defenses: ListOption = None,
     seeds: SeedsOption = None,
+    device: Annotated[Device | None, typer.Option(help="default: the profile's")] = None,
     results: ResultsOption = None,
     cache: CacheOption = None,
+    limit_steps: LimitOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a CSV file")] = None,
 ) -> None:
     """Say where the time went: seconds per kind of stage, and what sharing spared."""
@@ -181,9 +183,12 @@ def times(
         attacks=_labels(attacks),
         defenses=_labels(defenses),
         seeds=_integers(seeds),
+        device=device.value if device else None,
         results=results,
         cache=cache,
+        limit_steps=limit_steps,
     )
+    session.check()
     table = stage_times(session)
     if output is not None:
         write_atomically(output, table.to_csv(index=False, float_format="%.4g"))

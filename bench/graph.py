@@ -102,6 +102,8 @@ class Component:
         Of a defense: parameters that fitting never reads.
     reference
         Of a defense: whether it never calls the encoder.
+    analysis
+        Of a defense: whether it answers a question and is none itself.
     revision
         Of the authors' repository, for ``backend: upstream``.
     reduced
@@ -118,6 +120,7 @@ class Component:
     requires: frozenset[str] = frozenset()
     scoring: frozenset[str] = frozenset()
     reference: bool = False
+    analysis: bool = False
     references: int = 0
     skip: str | None = None
     revision: str = ""

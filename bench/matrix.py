@@ -157,7 +157,7 @@ class Planner:
             split_seed=self.config.protocol.split_seed,
             control=row.attack.control,
             reference=defender.reference,
-            analysis="trigger_support" in defender.requires,
+            analysis=defender.analysis,
             probes=[*HEADS[row.attack.family], "knn"],
             **({"reduced": reduced} if reduced else {}),
         )

@@ -59,6 +59,7 @@ def resolve_component(
         requires=frozenset(getattr(instance, "requires", frozenset())),
         scoring=frozenset(getattr(component, "scoring_parameters", frozenset())),
         reference=bool(getattr(component, "reference", False)),
+        analysis=bool(getattr(instance, "analysis", False)),
         references=getattr(instance, "references", 0),
         skip=skip,
         revision=revision,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from bench.cells import CellStore
 from bench.graph import STAGE_VERSIONS, topological
+from bench.limits import read_json
 from bench.session import Session
 from bench.store import COST
 
@@ -77,8 +77,8 @@ def describe_times(table: pd.DataFrame) -> str:
     stages, stored, uses = (int(table[name].sum()) for name in ("stages", "stored", "cells"))
     lines += [
         "",
-        f"{stored} of {stages} stages are stored; they took {table.seconds.sum():.0f} s. Cells use "
-        f"{uses} of them, so sharing spared {table.spared.sum():.0f} s.",
+        f"{stored} of {stages} stages are stored; they took {table.seconds.sum():.0f} s. If every "
+        f"cell computed its own there would be {uses}: sharing spared {table.spared.sum():.0f} s.",
     ]
     return "\n".join(lines)
 
@@ -86,6 +86,6 @@ def describe_times(table: pd.DataFrame) -> str:
 def _seconds(folder: Path) -> float | None:
     """What a stored stage took; None when it is not there."""
     try:
-        return float(json.loads((folder / COST).read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
+        return float(read_json(folder / COST)["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -109,6 +109,11 @@ class Dede(Defense):
         told = self.score_region == "outside-trigger"
         return frozenset({"trigger_support"}) if told else frozenset()
 
+    @property
+    def analysis(self) -> bool:
+        """Whether the score is that of a control."""
+        return super().analysis or self.embedding == "another"
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Dede:
         if self.width % self.heads:

@@ -120,9 +120,9 @@ class Profile(Model):
     probe: ProbeConfig = ProbeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...] = Field((0,), min_length=1)
     pretraining_seed: int | None = Field(None, ge=0, le=MOST_SEED)
-    """Seed of every training from scratch, clean or poisoned, whatever the seed of the cell; None:
-    the cell's. Seeds then share their clean encoders and differ in the attack (which images are
-    poisoned, how a backdoor is implanted) and in the defense. The leaderboard says so."""
+    """Seed of every training from scratch, clean or poisoned, and of the poison that it meets,
+    whatever the seed of the cell; None: the cell's. Seeds then share these encoders and differ in
+    what is made of them (implants, fine-tunings) and in the defense. The leaderboard says so."""
     test_images: int | None = Field(None, ge=20)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"

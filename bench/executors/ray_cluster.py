@@ -95,9 +95,11 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
 
-    def count_nodes(self) -> None:
-        """Meet the nodes that came and forget those that went; at most every few seconds."""
-        if self._nodes and time.monotonic() - self._counted < SECONDS_BETWEEN_CENSUSES:
+    def count_nodes(self, now: bool = False) -> None:
+        """Meet the nodes that came and forget those that went; at most every few seconds, unless
+        it has to be ``now``."""
+        recent = time.monotonic() - self._counted < SECONDS_BETWEEN_CENSUSES
+        if self._nodes and recent and not now:
             return
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         for gone in self._keepers.keys() - alive.keys():
@@ -116,6 +118,11 @@ class Cluster:
     def processors(self) -> int:
         """Of all nodes."""
         return max(1, int(sum(node.get("CPU", 0) for node in self._nodes)))
+
+    @property
+    def several_gpus(self) -> bool:
+        """Whether a node has more than one."""
+        return any(node.get("GPU", 0) > 1 for node in self._nodes)
 
     @property
     def apart(self) -> bool:

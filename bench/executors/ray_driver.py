@@ -52,17 +52,20 @@ class _Task:
 
     stage: Stage
     reference: Any
+    asked: bool  # whether it was told who has its inputs
     began: float | None = None  # when it was seen at work, by a clock that cannot jump
     cancelled: str = ""
 
 
 @dataclass
 class _Troubles:
-    """How often a stage lost its process, its machine or its device's memory."""
+    """How often a stage lost its process, its machine or its device's memory, or was begun where
+    its inputs were not, without knowing whom to ask."""
 
     crashes: Counter[str] = field(default_factory=Counter)
     nodes: Counter[str] = field(default_factory=Counter)
     no_device_memory: Counter[str] = field(default_factory=Counter)
+    unasked: Counter[str] = field(default_factory=Counter)
 
 
 class RayExecutor:
@@ -121,6 +124,8 @@ class RayExecutor:
             for stage in kinds.values():
                 self._cluster.check(stage)
             self._remote = ray.remote(self._compute)
+            # A process that has used one GPU stays on it, whichever Ray assigns it next.
+            self._remote_once = ray.remote(max_calls=1)(self._compute)
             try:
                 self._loop()
             finally:
@@ -150,12 +155,13 @@ class RayExecutor:
             if stage.kind == "evaluate" and self._cells.done(stage.key):
                 self._finished(stage, Report("cached"))
                 continue
-            reference = self._remote.options(
-                name=stage.label,
-                max_retries=0,
-                **self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0),
-            ).remote(self._order(stage))
-            self._tasks[reference] = _Task(stage, reference)
+            demand = self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0)
+            fresh = demand.get("num_gpus", 0) > 0 and self._cluster.several_gpus
+            remote = self._remote_once if fresh else self._remote
+            reference = remote.options(name=stage.label, max_retries=0, **demand).remote(
+                self._order(stage)
+            )
+            self._tasks[reference] = _Task(stage, reference, asked=self._cluster.apart)
 
     def _order(self, stage: Stage) -> Order:
         behind = {before.key: before for before in _behind(stage)}
@@ -216,10 +222,7 @@ class RayExecutor:
         for note in report.notes:
             self._reporter.note(f"warning: {note}")
         if report.state == "missing":
-            # Its machine went after it was computed: it is computed again, then this one.
-            self._cluster.lost(report.missing)
-            self._store_failures(self._schedule.lose(report.missing))
-            self._schedule.give_back(stage.key)
+            self._missing(task, report.missing)
         elif report.state == "no device memory" and not self._troubles.no_device_memory[stage.key]:
             self._troubles.no_device_memory[stage.key] += 1
             self._reporter.note(f"{stage.label}: no device memory; once more, alone on its device")
@@ -234,6 +237,18 @@ class RayExecutor:
         else:
             keep_text(self._store, stage, report.trace)
             self._failed(stage, report.reason, report.seconds)
+
+    def _missing(self, task: _Task, key: str) -> None:
+        """An input was not where the stage was begun, nor with anyone whom it knew to ask."""
+        self._troubles.unasked[task.stage.key] += not task.asked
+        if task.asked or self._troubles.unasked[task.stage.key] > LOST_NODES:
+            # Its machine went after it was computed: it is computed again, then this one.
+            self._cluster.lost(key)
+            self._store_failures(self._schedule.lose(key))
+        else:
+            # A machine with a cache of its own joined after the order was written.
+            self._cluster.count_nodes(now=True)
+        self._schedule.give_back(task.stage.key)
 
     def _finished(self, stage: Stage, report: Report) -> None:
         if report.files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import ray
 from bench.configfile import ConfigFile
 from bench.executors.computing import compute_artifact, in_words, measure, storage_problem
 from bench.graph import Stage
-from bench.memory import resident_mb
+from bench.memory import give_back_freed_memory, resident_mb
 from bench.progress import Silent
 from bench.session import Selection, Session
 from bench.store import COST, Store, damage, file_digest, publish
@@ -47,7 +48,9 @@ class Origin:
         """Of a session on this machine."""
         path = session.file.path.resolve()
         cache = str(session.store.root.resolve())
-        return cls(str(path), file_digest(path), session.selection, cache)
+        # What `auto` means is decided once, here: it is part of every key.
+        selection = replace(session.selection, device=session.environment.device)
+        return cls(str(path), file_digest(path), selection, cache)
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,7 @@ def compute_order(order: Order) -> Report:
     """Compute one stage in this process."""
     key = order.stage.key
     order.board.start.remote(key, order.stage.label)
+    _make_room(order)
     watch = _Watch(order)
     start = time.perf_counter()
     notes: list[str] = []
@@ -302,6 +306,14 @@ def _failure(error: Exception, order: Order) -> Report:
         _contexts.clear()
     state = "no device memory" if out_of_memory else "failed"
     return Report(state, reason=in_words(error), trace=trace)
+
+
+def _make_room(order: Order) -> None:
+    """What earlier stages left in this process must not count against the limit of this one."""
+    if order.memory_mb is not None and resident_mb() > order.memory_mb / 2:
+        _contexts.clear()
+        gc.collect()
+        give_back_freed_memory()
 
 
 def _context(origin: Origin) -> _Context:

@@ -86,7 +86,7 @@ _DERIVED = (
     Column("control", "flag", "", "true: the attack is a control; no gate, outside averages"),
     Column("transductive", "flag", "", "true: the defense looks at the test batch as a whole"),
     Column("reference", "flag", "", "true: the defense never calls the encoder; shown last"),
-    Column("analysis", "flag", "", "true: it was told where the trigger is; outside averages"),
+    Column("analysis", "flag", "", "true: a control, or told where the trigger is; no average"),
     Column("reduced", "text", "", "authors' code at a smaller scale than theirs: outside averages"),
 )
 

@@ -38,7 +38,8 @@ MARKS = {
     ),
     "analysis": (
         "§",
-        "analysis: told where the trigger lies, which no defender knows; outside averages.",
+        "analysis: a control, or told where the trigger lies, which no defender knows; outside "
+        "averages.",
     ),
     "reduced": (
         "¶",
@@ -167,16 +168,23 @@ def further_text(value: Any) -> str:
 
 
 def state_notes(results: Results) -> tuple[str, ...]:
-    """What keeps cells out of the tables, if anything does."""
+    """What keeps cells out of the tables and what intervals leave out, if anything."""
     if results.manifest.smoke:
         return ("This was a smoke run (--limit-steps): its cells enter no table.",)
+    notes = []
     if results.unfinished:
         are = "is" if results.unfinished == 1 else "are"
-        return (
+        notes.append(
             f"{results.unfinished} of {len(results.manifest.cells)} cells {are} not stored yet: "
-            "the run goes on or was interrupted.",
+            "the run goes on or was interrupted."
         )
-    return ()
+    if len(results.manifest.seeds) > 1 and results.manifest.pretraining_seed is not None:
+        notes.append(
+            f"Encoders are pretrained with seed {results.manifest.pretraining_seed} in every cell, "
+            "poisoned ones too: seeds vary implants, fine-tunings and the defense, and no interval "
+            "covers other pretrainings."
+        )
+    return tuple(notes)
 
 
 def threshold_note(
@@ -225,11 +233,6 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
             else "test-sampling interval, a bootstrap over source images."
         ),
     ]
-    if repeated and results.manifest.pretraining_seed is not None:
-        notes.append(
-            f"Encoders are pretrained with seed {results.manifest.pretraining_seed} in every cell: "
-            "seeds vary the attack and the defense, and no interval covers other pretrainings."
-        )
     if (frame["status"] == "uncontrolled").any():
         notes.append(
             "Uncontrolled: an imported victim that came without a clean twin. Its ASR passes, but "

@@ -40,14 +40,14 @@ class Judged:
 
 def judged_encoders(
     table: DeclaredTable, results: Results
-) -> tuple[list[Judged], dict[Any, set[str]]]:
-    """Every encoder that a detector scored, each once, and the victims that do not count.
+) -> tuple[list[Judged], dict[Any, set[tuple[str, int]]]]:
+    """Every encoder that a detector scored, once per seed, and the victims that do not count.
 
     Victims of valid attacks are the backdoored ones, clean twins and the control's encoder the
     clean ones. Victims of attacks that fail the gate are neither, nor are reduced runs.
     """
     found: dict[tuple[Any, ...], Judged] = {}
-    passed_over: dict[Any, set[str]] = {}
+    passed_over: dict[Any, set[tuple[str, int]]] = {}
     for cell in results.cells:
         row = cell.row
         if not (table.wants(row) and cell.measured and row["encoder_score"] is not None):
@@ -63,9 +63,9 @@ def judged_encoders(
             # Cells of earlier versions do not name their encoders; equal scores then mean one.
             encoder = cell.encoders.get(role, f"{row['encoder']}/{row['seed']}/{score!r}")
             if backdoored and cell.status != "ok":
-                passed_over.setdefault(where, set()).add(encoder)
+                passed_over.setdefault(where, set()).add((encoder, row["seed"]))
                 continue
-            key = (*where, encoder)
+            key = (*where, encoder, row["seed"])
             verdict = row[f"encoder_verdict{suffix}"]
             found.setdefault(
                 key, Judged(*where, row["attack"], row["seed"], backdoored, score, verdict)

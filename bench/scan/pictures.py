@@ -110,7 +110,7 @@ def read_pictures(path: Path, image_size: int) -> Pictures:
 
 def image_files(folder: Path) -> tuple[list[Path], int]:
     """Image files under a folder by their relative names, and how many other files there are."""
-    found = [path for path in _walk(folder) if not path.name.startswith(".")]
+    found = list(_walk(folder))
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     return (
         sorted(images, key=lambda path: path.relative_to(folder).as_posix()),
@@ -119,8 +119,10 @@ def image_files(folder: Path) -> tuple[list[Path], int]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder, onerror=_raise):
-        yield from (Path(root) / name for name in names)
+    """Files at any depth; names that start with a dot are no concern of ours, folders included."""
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:

@@ -21,15 +21,17 @@ def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, sess
     session = session_of(tiny)
     assert session.run().failed == {}
     frame = leaderboard(load_results(session.results)).set_index("defense")
-    assert len(frame) == 1 + len(entries) == 10
+    assert len(frame) == 1 + len(entries) == 11
     assert frame["auroc"].between(0, 1).all()
     assert frame.loc["dede-20-percent", "auxiliary"] == "in-distribution, 20 % triggered"
-    assert frame["analysis"].to_dict() == {label: label == "dede-outside" for label in frame.index}
+    assert frame["analysis"].to_dict() == {
+        label: label in ("dede-outside", "dede-another") for label in frame.index
+    }
     fits = {
         cell.identity["defense"]: cell.stage.inputs["victim"].inputs["fit"].key
         for cell in session.cells
     }
-    assert fits["dede"] == fits["dede-visible"] == fits["dede-outside"]
+    assert fits["dede"] == fits["dede-visible"] == fits["dede-outside"] == fits["dede-another"]
     assert len(set(fits.values())) == 8
     assert frame["auroc"].to_dict() != pytest.approx(
         dict.fromkeys(frame.index, frame["auroc"].iloc[0])

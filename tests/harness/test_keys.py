@@ -45,6 +45,7 @@ def test_default_written_out_gives_the_same_keys(tiny, session_of):
 
 def test_seeds_may_share_what_is_trained_from_scratch(tiny, session_of):
     """As with seed 0, and apart from it everything else: attacks, defenses, audits."""
+    tiny["matrix"]["attacks"].append("sslbkd")
     tiny["profiles"]["tiny"]["seeds"] = [0]
     alone = keys(session_of(tiny))
     tiny["profiles"]["tiny"]["seeds"] = [0, 1]
@@ -52,6 +53,7 @@ def test_seeds_may_share_what_is_trained_from_scratch(tiny, session_of):
     tiny["profiles"]["tiny"]["pretraining_seed"] = 0
     shared = keys(session_of(tiny))
     assert shared["pretrain"] == alone["pretrain"] < apart["pretrain"]
+    assert shared["poison"] == alone["poison"] < apart["poison"]
     for kind in ("implant", "fit", "score", "evaluate"):
         assert alone[kind] < shared[kind]
         assert len(shared[kind]) == len(apart[kind])

@@ -21,6 +21,8 @@ def test_files_of_every_kind_are_found_in_all_folders_and_sorted_by_name(tmp_pat
         picture.save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
+    (tmp_path / ".thumbnails").mkdir()
+    picture.save(tmp_path / ".thumbnails" / "a.png")
     pictures = read_pictures(tmp_path, 32)
     assert pictures.names == ("a.jpg", "b/c/y.webp", "b/x.PNG", "c.jpeg", "z.bmp")
     assert (pictures.others, pictures.resized, pictures.skipped) == (1, 0, ())
