@@ -123,7 +123,8 @@ def test_analysis_is_told_the_support_and_stays_out_of_averages(run):
     assert frame["analysis"].to_dict() == {"scaled": False, "tells-support": True}
     assert summary(results)["defense"].tolist() == ["scaled"]
     assert "tells-support §" in export(session.results, "markdown")
-    assert "§ analysis: a control, or told where the trigger lies" in export(session.results, "markdown")
+    note = "§ analysis: a control, or told where the trigger lies"
+    assert note in export(session.results, "markdown")
     assert r"\S{} analysis" in export(session.results, "latex")
     scores = load_scores(CellStore(session.results).folder / session.cells[0].key)
     triggered = scores[(scores["condition"] == "triggered") & (scores["encoder"] == "victim")]
