@@ -99,10 +99,10 @@ def run(
             config,
             shown,
             profile=profile,
-            attacks=_labels(attacks),
-            defenses=_labels(defenses),
-            seeds=_integers(seeds),
-            device=device.value if device else None,
+            attacks=attacks,
+            defenses=defenses,
+            seeds=seeds,
+            device=device,
             results=results,
             cache=cache,
             retry_failed=retry_failed,
@@ -146,10 +146,10 @@ def plan(
         config,
         Silent(),
         profile=profile,
-        attacks=_labels(attacks),
-        defenses=_labels(defenses),
-        seeds=_integers(seeds),
-        device=device.value if device else None,
+        attacks=attacks,
+        defenses=defenses,
+        seeds=seeds,
+        device=device,
         results=results,
         cache=cache,
         limit_steps=limit_steps,
@@ -180,10 +180,10 @@ def times(
         config,
         Silent(),
         profile=profile,
-        attacks=_labels(attacks),
-        defenses=_labels(defenses),
-        seeds=_integers(seeds),
-        device=device.value if device else None,
+        attacks=attacks,
+        defenses=defenses,
+        seeds=seeds,
+        device=device,
         results=results,
         cache=cache,
         limit_steps=limit_steps,
@@ -404,10 +404,27 @@ def _file(config: Path) -> Any:
     return ConfigFile(config)
 
 
-def _session(config: Path, reporter: Any, **selection: Any) -> Any:
+def _session(
+    config: Path,
+    reporter: Any,
+    *,
+    attacks: str | None,
+    defenses: str | None,
+    seeds: str | None,
+    device: Device | None,
+    **selection: Any,
+) -> Any:
+    """A session of what the options select, as they were typed."""
     from bench.session import Selection, Session
 
-    return Session(_file(config), Selection(**selection), reporter)
+    chosen = Selection(
+        attacks=_labels(attacks),
+        defenses=_labels(defenses),
+        seeds=_integers(seeds),
+        device=device.value if device else None,
+        **selection,
+    )
+    return Session(_file(config), chosen, reporter)
 
 
 def _results(config: Path, profile: str | None, results: Path | None) -> Path:
