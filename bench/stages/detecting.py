@@ -225,36 +225,13 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         )
         elapsed = time.perf_counter() - start
     charged = (fitted.encoder.hits - hits) * seconds / len(embeddings)
-    own = fitted.threshold_images
-    own_scores = np.concatenate(
-        [
-            scorer.score(own.uint8(slice(i, i + spec["score_batch"])).to(workspace.device))
-            for i in range(0, len(own), spec["score_batch"])
-        ]
+    frame = _score_frame(
+        bundle,
+        scores,
+        _own_scores(scorer, fitted.threshold_images, spec["score_batch"], workspace.device),
+        # What the defender holds for clean; some of it may carry the trigger.
+        "owned" if _poisoned(stage.inputs["fit"]) else "clean",
     )
-    frame = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "image": bundle.image,
-                    "split": bundle.split,
-                    "condition": bundle.condition,
-                    "score": scores,
-                }
-            ),
-            pd.DataFrame(
-                {
-                    "image": np.arange(len(own_scores)),
-                    "split": "auxiliary",
-                    # What the defender holds for clean; some of it may carry the trigger.
-                    "condition": "owned" if _poisoned(stage.inputs["fit"]) else "clean",
-                    "score": own_scores,
-                }
-            ),
-        ],
-        ignore_index=True,
-    ).sort_values(["split", "condition", "image"], kind="stable", ignore_index=True)
-    frame["image"] = frame["image"].astype(np.int32)
     write_scores(folder / "scores.parquet", frame)
     write_json(folder / "score.json", encoder_verdict(fitted.defense))
     _figures(stage, workspace, fitted, folder)
@@ -262,6 +239,34 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         "score_ms_per_image": 1000 * (elapsed + charged) / len(scores),
         "peak_memory_mb": memory.peak_mb,
     }
+
+
+def _own_scores(scorer: Scorer, own: ImageSet, batch: int, device: str) -> np.ndarray:
+    """float32: scores of the defender's held-out auxiliary images."""
+    starts = range(0, len(own), batch)
+    return np.concatenate([scorer.score(own.uint8(slice(i, i + batch)).to(device)) for i in starts])
+
+
+def _score_frame(
+    bundle: Bundle, scores: np.ndarray, own_scores: np.ndarray, own_condition: str
+) -> pd.DataFrame:
+    """All scores in the stored layout and order."""
+    scored = {
+        "image": bundle.image,
+        "split": bundle.split,
+        "condition": bundle.condition,
+        "score": scores,
+    }
+    own = {
+        "image": np.arange(len(own_scores)),
+        "split": "auxiliary",
+        "condition": own_condition,
+        "score": own_scores,
+    }
+    frame = pd.concat([pd.DataFrame(scored), pd.DataFrame(own)], ignore_index=True)
+    frame = frame.sort_values(["split", "condition", "image"], kind="stable", ignore_index=True)
+    frame["image"] = frame["image"].astype(np.int32)
+    return frame
 
 
 class Scorer:
