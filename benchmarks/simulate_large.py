@@ -4,9 +4,9 @@
         [--slots 8] [--minutes 60] [--record benchmarks/simulate_large.csv]
 
 The graph is that of ``benchmarks/plan_large.py``. Every stage sleeps what one of its kind takes
-(``SECONDS``), scaled down so that all takes about ``--minutes``
-on ``--slots`` processors. The share of the harness is what these did not sleep of the time from the
-connection to the last end: starting processes, scheduling, messages, and processors that waited.
+(``SECONDS``), scaled down so that all takes about ``--minutes`` on ``--slots`` processors. The
+share of the harness is what these did not sleep of the time from the connection to the last end:
+starting processes, scheduling, messages, and processors that waited.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SECONDS = {
     "score": 16.0,
     "evaluate": 3.6,
 }
-"""Means of `cifar10-small`, seed 0, on two cores (`bench times`), alone; `pretrain` is that of the
-large matrix: 150 s for a fine-tuned CLIP victim, 800 s for each of the few from scratch."""
+"""Means of `cifar10-small`, seed 0, on two cores (`bench times`); `pretrain` is an estimate for
+the large matrix: 150 s for a fine-tuned CLIP victim, 800 s for each of the few from scratch."""
 
 
 def sleeper(scale: float) -> Callable[[Order], Report]:

@@ -22,7 +22,7 @@ def roles(stage: Stage) -> tuple[str, ...]:
 def leaderboard_row(
     stage: Stage, workspace: Workspace, measured: Measurement, triggers: dict[str, Any]
 ) -> dict[str, Any]:
-    """The columns of DESIGN 6 for the cell of an ``evaluate`` stage.
+    """The columns of ``bench/report/columns.py`` for the cell of an ``evaluate`` stage.
 
     ``triggers`` is what the audit says of the trigger and of its decoy.
     """
