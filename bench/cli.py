@@ -8,15 +8,30 @@ import signal
 import sys
 import time
 import warnings
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bench import cli_components
+from bench.cli_options import (
+    DEFAULT_CONFIG,
+    CacheOption,
+    ConfigOption,
+    Device,
+    Executor,
+    Format,
+    LimitOption,
+    ListOption,
+    ProfileOption,
+    ResultsOption,
+    SeedsOption,
+    open_file,
+    results_of,
+    session_of,
+)
 from bench.errors import InputError, nearest
-from bench.limits import MOST_SEED
+from bench.listing import Kind, listing
 from bench.scan.command import scan
 from bench.upstream.command import third_party_app
 from bench.upstream.parity_command import parity
@@ -28,47 +43,7 @@ app = typer.Typer(
     help="Runs every defense against every attack on self-supervised encoders, with controls.",
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="the experiment file")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="scale; default: the file's")]
-ListOption = Annotated[str | None, typer.Option(help="comma-separated labels")]
-SeedsOption = Annotated[str | None, typer.Option("--seeds", help="comma-separated integers")]
-ResultsOption = Annotated[Path | None, typer.Option("--results", help="folder for results")]
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="folder for artifacts (or BENCH_CACHE)")
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit-steps", min=1, help="cap every training loop; rows are marked smoke"),
-]
-DEFAULT_CONFIG = Path("bench.yaml")
 INTERRUPTED = 130
-
-
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Executor(str, Enum):
-    inline = "inline"
-    ray = "ray"
-
-
-class Kind(str, Enum):
-    attacks = "attacks"
-    defenses = "defenses"
-    datasets = "datasets"
-    profiles = "profiles"
-    tables = "tables"
-
-
-class Format(str, Enum):
-    csv = "csv"
-    latex = "latex"
-    markdown = "markdown"
-    html = "html"
-    json = "json"
 
 
 @app.command()
@@ -95,7 +70,7 @@ def run(
         raise InputError("--address goes with --executor ray")
     start = time.perf_counter()
     with reporter() as shown:
-        session = _session(
+        session = session_of(
             config,
             shown,
             profile=profile,
@@ -142,7 +117,7 @@ def plan(
     from bench.planning import describe_plan
     from bench.progress import Silent
 
-    session = _session(
+    session = session_of(
         config,
         Silent(),
         profile=profile,
@@ -176,7 +151,7 @@ def times(
     from bench.store import write_atomically
     from bench.times import describe_times, stage_times
 
-    session = _session(
+    session = session_of(
         config,
         Silent(),
         profile=profile,
@@ -207,12 +182,12 @@ def report(
     """Rebuild every table and plot from stored cells, with the tables that the file declares."""
     from bench.report import declare_tables, render
 
-    file = _file(config)
-    folders = [_results(config, profile, results)]
+    file = open_file(config)
+    folders = [results_of(config, profile, results)]
     if every:
         if profile is not None:
             raise InputError("--all and --profile exclude each other")
-        found = (_results(config, name, results) for name in file.config.profiles)
+        found = (results_of(config, name, results) for name in file.config.profiles)
         # Tables may lie there without the cells they were made from, as those of `quick` do.
         folders = [folder for folder in found if any((folder / "cells").glob("*/cell.json"))]
         if not folders:
@@ -233,7 +208,7 @@ def status(
     from bench.cells import describe_status
     from bench.report import load_manifest
 
-    folder = _results(config, profile, results)
+    folder = results_of(config, profile, results)
     typer.echo(describe_status(folder, load_manifest(folder).cells))
 
 
@@ -251,12 +226,12 @@ def export(
     from bench.report.export import table_names
     from bench.store import write_atomically
 
-    known = table_names(_file(config).config.tables.declared)
+    known = table_names(open_file(config).config.tables.declared)
     if table not in known:
         raise InputError(f"unknown table {table!r}{nearest(table, known)}")
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder; -o names a file")
-    text = exported(_results(config, profile, results), format.value, table)
+    text = exported(results_of(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -276,7 +251,7 @@ def compare(
     from bench.report.compare import comparison_text
 
     folders = (
-        Path(name) if Path(name).is_dir() else _results(config, name, results)
+        Path(name) if Path(name).is_dir() else results_of(config, name, results)
         for name in (run_a, run_b)
     )
     found = compared(*folders)
@@ -293,7 +268,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """List attacks, defenses, datasets, profiles or tables."""
-    rows = _listing(kind, config)
+    rows = listing(kind, config)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -318,7 +293,7 @@ def download(
     known = (*Torchvision.NAMES, *PRETRAINED)
     if name not in known:
         raise InputError(f"cannot download {name!r}{nearest(name, known)}")
-    root = data_roots(_file(config))[0]
+    root = data_roots(open_file(config))[0]
     if name in PRETRAINED:
         typer.echo(f"{name} is at {_shown(download_pretrained(name, root))}")
         return
@@ -355,7 +330,7 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
-    code: Any
+    code: object
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -396,99 +371,6 @@ def _one_line(error: ValueError) -> bool:
     from bench.report import ReportError
 
     return isinstance(error, InputError | ReportError)
-
-
-def _file(config: Path) -> Any:
-    from bench.configfile import ConfigFile
-
-    return ConfigFile(config)
-
-
-def _session(
-    config: Path,
-    reporter: Any,
-    *,
-    attacks: str | None,
-    defenses: str | None,
-    seeds: str | None,
-    device: Device | None,
-    **selection: Any,
-) -> Any:
-    """A session of what the options select, as they were typed."""
-    from bench.session import Selection, Session
-
-    chosen = Selection(
-        attacks=_labels(attacks),
-        defenses=_labels(defenses),
-        seeds=_integers(seeds),
-        device=device.value if device else None,
-        **selection,
-    )
-    return Session(_file(config), chosen, reporter)
-
-
-def _results(config: Path, profile: str | None, results: Path | None) -> Path:
-    """The results folder of a profile. A folder given by hand needs no config entry for it."""
-    from bench.session import SMOKE_SUFFIX, results_folder
-
-    file = _file(config)
-    name = profile or file.config.default_profile
-    if name.removesuffix(SMOKE_SUFFIX) not in file.config.profiles:
-        raise InputError(f"unknown profile {name!r}{nearest(name, file.config.profiles)}")
-    return results_folder(file, results, name)
-
-
-def _listing(kind: Kind, config: Path) -> list[dict[str, str]]:
-    if kind in (Kind.attacks, Kind.defenses):
-        from bench import registry
-
-        by_authors = registry.upstream_entries(kind.value)
-        return [
-            {
-                "name": entry.name,
-                "description": registry.summary(entry),
-                "origin": entry.origin,
-                "backends": "native, upstream"
-                if f"{entry.name}{registry.UPSTREAM}" in by_authors
-                else "native",
-            }
-            for entry in registry.entries(kind.value).values()
-        ]
-    loaded = _file(config).config
-    if kind is Kind.tables:
-        from bench.report.export import described_tables
-
-        return [
-            {"name": name, "description": description}
-            for name, description in described_tables(loaded.tables).items()
-        ]
-    if kind is Kind.profiles:
-        return [
-            {"name": name, "description": profile.description}
-            for name, profile in loaded.profiles.items()
-        ]
-    return [
-        {"name": name, "description": f"{data.source}, {data.image_size} px"}
-        for name, data in loaded.datasets.items()
-    ]
-
-
-def _labels(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _integers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise InputError(f"--seeds wants integers such as 0,1,2, got {text!r}") from None
-    if not values or min(values) < 0 or max(values) > MOST_SEED:
-        raise InputError(f"--seeds wants integers from 0 to {MOST_SEED}, got {text!r}")
-    return values
 
 
 def _shown(path: Path) -> str:
