@@ -15,15 +15,28 @@ import yaml
 from experiment import TINY
 
 from bench import registry
+from bench.config import StageResources
 from bench.configfile import ConfigFile
+from bench.graph import Stage
 from bench.progress import Logged, PlainLines
 from bench.session import Selection, Session
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ssl-backdoor-bench[ray]'")
 
+from bench.executors.ray_cluster import Cluster  # it needs Ray
+
 WAYWARD = Path(__file__).parent / "wayward_package"
 COST = {"fit_seconds", "score_ms_per_image", "peak_memory_mb"}
-HARMFUL = ["ends-the-process", "asks-to-exit", "hangs", "leaks", "forks", "prints"]
+HARMFUL = [
+    "ends-the-process",
+    "asks-to-exit",
+    "hangs",
+    "leaks",
+    "forks",
+    "prints",
+    "fills-the-device",
+    "finds-the-device-full",
+]
 
 
 def rows(session: Session) -> dict[tuple[str, str], dict]:
@@ -38,7 +51,7 @@ def rows(session: Session) -> dict[tuple[str, str], dict]:
 
 @pytest.fixture(scope="module")
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """The control of the tiny matrix and six harmful defenses, two processes at once."""
+    """The control of the tiny matrix and eight harmful defenses, two processes at once."""
     folder = tmp_path_factory.mktemp("ray")
     content = copy.deepcopy(TINY)
     content["matrix"]["attacks"] = ["none"]
@@ -88,6 +101,7 @@ def test_artifacts_are_those_of_the_inline_executor(ray_run, tiny_run):
         ("asks-to-exit", "the component tried to end the process (enough)"),
         ("hangs", "took longer than the 0.5 minutes of a fit stage"),
         ("leaks", "more than the 2048 MB of such a stage"),
+        ("fills-the-device", "CUDA out of memory. Tried to allocate 20.00 GiB."),
     ],
 )
 def test_a_harmful_defense_fails_its_own_cells_with_the_reason(ray_run, defense, reason):
@@ -96,7 +110,7 @@ def test_a_harmful_defense_fails_its_own_cells_with_the_reason(ray_run, defense,
     assert reason in row["reason"]
 
 
-@pytest.mark.parametrize("defense", ["forks", "prints"])
+@pytest.mark.parametrize("defense", ["forks", "prints", "finds-the-device-full"])
 def test_a_noisy_defense_gets_its_numbers(ray_run, defense):
     assert rows(ray_run)["none", defense]["auroc"] is not None
 
@@ -105,7 +119,7 @@ def test_a_second_run_finds_everything_and_starts_no_cluster(ray_run, monkeypatc
     monkeypatch.setattr("ray.init", None)
     outcome = Session(ray_run.file, Selection(executor="ray")).run()
     assert outcome.computed == []
-    assert len(outcome.failed) == 4
+    assert len(outcome.failed) == 5
 
 
 def test_the_log_tells_what_happened(ray_run):
@@ -114,6 +128,19 @@ def test_the_log_tells_what_happened(ray_run):
     assert text == (ray_run.file.root / "shown.txt").read_text()
     assert "fit ends-the-process: its process died; it is begun again" in text
     assert "fit hangs: failed: took longer" in text
+    for defense in ("fills-the-device", "finds-the-device-full"):
+        again = f"fit {defense}: no device memory; once more, alone on its device"
+        assert text.count(again) == 1
+
+
+def test_without_device_memory_a_stage_gets_a_device_of_its_own():
+    """What Ray is asked for: a share at first, all of one the second time."""
+    shares = {"fit": StageResources(gpus=0.25), "pretrain": StageResources(gpus=2)}
+    cluster = Cluster(None, shares, threads=2, device="cuda")
+    fit, pretrain = (Stage(kind, {}, {}, kind) for kind in shares)
+    assert cluster.demand(fit)["num_gpus"] == 0.25
+    assert cluster.demand(fit, alone=True)["num_gpus"] == 1
+    assert cluster.demand(pretrain, alone=True)["num_gpus"] == 2
 
 
 def test_a_run_that_is_ended_from_outside_says_that_it_goes_on(tmp_path):

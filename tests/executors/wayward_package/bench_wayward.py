@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -78,3 +79,20 @@ class Prints(_Norm):
     def misbehave(self) -> None:
         for _ in range(5000):
             print("x" * 1000)
+
+
+class FillsTheDevice(_Norm):
+    """Finds no room on the accelerator, however empty it is."""
+
+    def misbehave(self) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+class FindsTheDeviceFull(_Norm):
+    """Finds no room on the accelerator while others are on it: the first time."""
+
+    def misbehave(self) -> None:
+        been_here = Path(os.environ["BENCH_CACHE"]) / "device-was-full"
+        if not been_here.exists():
+            been_here.touch()
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
