@@ -81,7 +81,7 @@ def session_of(
 
 
 def results_of(config: Path, profile: str | None, results: Path | None) -> Path:
-    """The results folder of a profile. A folder given by hand needs no config entry for it."""
+    """The results folder of a profile that the file knows; ``results`` is the folder above it."""
     from bench.session import SMOKE_SUFFIX, results_folder
 
     file = open_file(config)

@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest valid name, else the list of valid names."""
-    names = sorted(valid)
+    names = sorted(str(each) for each in valid)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -17,6 +17,7 @@ from bench.config import AttackEntry, DefenseEntry
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, topological
+from bench.limits import MOST_SEED, read_json
 from bench.lineage import Lineage
 from bench.matrix import Planner
 from bench.progress import Silent
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from bench.workspace import Workspace
 
 SMOKE_SUFFIX = "-smoke"
+MOST_RECORDED_SEEDS = 100
+"""Of an earlier run, that a new one keeps on its leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,29 @@ class Session:
 
     @cached_property
     def all_cells(self) -> list[Cell]:
-        """The whole matrix of the profile, whatever was selected."""
+        """The whole matrix of the profile, whatever was selected, with every seed of which a cell
+        is stored: a run of other seeds takes nothing off the leaderboard."""
         seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds)))
+        earlier = tuple(seed for seed in self._seeds_on_record() if seed not in seeds)
         with without_collector():
-            return self.planner.cells(seeds)
+            cells = self.planner.cells((*seeds, *earlier))
+        if not earlier:
+            return cells
+        known = CellStore(self.results)
+        stored = {cell.identity["seed"] for cell in cells if known.done(cell.key)}
+        return [
+            cell
+            for cell in cells
+            if cell.identity["seed"] in stored or cell.identity["seed"] in seeds
+        ]
+
+    def _seeds_on_record(self) -> tuple[int, ...]:
+        """Of the manifest that an earlier run left; none where it cannot be read."""
+        try:
+            seeds = list(read_json(self.results / "manifest.json")["seeds"])[:MOST_RECORDED_SEEDS]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+        return tuple(seed for seed in seeds if type(seed) is int and 0 <= seed <= MOST_SEED)
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error("--steps wants at least 2: what is timed lies between two of them")
     file = ConfigFile(Path("bench.yaml"))
     weights = arguments.cache / "random-clip-rn50.safetensors"
     file.config = cut(file, arguments.precision, arguments.threads, weights)

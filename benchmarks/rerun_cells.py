@@ -24,6 +24,7 @@ import pandas as pd
 
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
+from bench.errors import InputError
 from bench.graph import Cell
 from bench.provenance import code_version, hardware
 from bench.session import Selection, Session
@@ -37,6 +38,8 @@ def drawn(session: Session, count: int, draw: int) -> list[Cell]:
     """``count`` of the stored cells, the same ones for the same number."""
     known = CellStore(session.results)
     stored = [cell for cell in session.cells if not cell.skip and known.done(cell.key)]
+    if not 1 <= count <= len(stored):
+        raise InputError(f"--cells wants 1 to {len(stored)}, the cells that are stored")
     chosen = random.Random(draw).sample(sorted(cell.key for cell in stored), count)
     return [cell for cell in stored if cell.key in chosen]
 
@@ -84,6 +87,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
+    try:
+        differing = _rerun(arguments)
+    except InputError as error:
+        parser.error(str(error))
+    raise SystemExit(1 if differing else 0)
+
+
+def _rerun(arguments: argparse.Namespace) -> int:
+    """How many of the cells came out different."""
+    _claim(arguments.cache)
     selection = Selection(profile=arguments.profile, results=arguments.results)
     session = Session(ConfigFile(Path("bench.yaml")), selection)
     known = hardware(session.environment.device)
@@ -113,7 +126,16 @@ def main() -> None:
                 if new:
                     writer.writeheader()
                 writer.writerow(row)
-    raise SystemExit(1 if bad else 0)
+    return bad
+
+
+def _claim(cache: Path) -> None:
+    """Refuse a cache with the stages of other runs: they would be compared with themselves."""
+    mark = cache / "only-rerun-cells"
+    if cache.exists() and not mark.is_file() and (not cache.is_dir() or any(cache.iterdir())):
+        raise InputError(f"--cache {cache} is neither empty nor what an earlier try left")
+    cache.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 if __name__ == "__main__":

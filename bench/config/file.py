@@ -52,16 +52,26 @@ class Protocol(Model):
     figure_images: int = Field(8, ge=0, le=16)
 
 
+MOST_EXTENDED = 20
+"""Profiles that may extend one another in a row."""
+
+
 def _laid_over(profiles: Mapping[str, Any], name: str, above: tuple[str, ...]) -> Any:
     own = profiles[name]
     if not isinstance(own, Mapping) or "extends" not in own:
         return own
     base = own["extends"]
+    if not isinstance(base, str):
+        raise ValueError(f"{name}: extends wants the name of a profile, got {base!r}")
     if base not in profiles:
         raise ValueError(f"{name} extends an unknown profile {base!r}{nearest(base, profiles)}")
     if base in (name, *above):
         raise ValueError(f"{name} extends itself: {' -> '.join((*above, name, base))}")
+    if len(above) > MOST_EXTENDED:
+        raise ValueError(f"more than {MOST_EXTENDED} profiles extend one another")
     below = _laid_over(profiles, base, (*above, name))
+    if not isinstance(below, Mapping):
+        raise ValueError(f"{name} extends {base}, which is no profile but {below!r}")
     return {**below, **{key: value for key, value in own.items() if key != "extends"}}
 
 

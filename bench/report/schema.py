@@ -349,12 +349,18 @@ def load_results(results_dir: Path) -> Results:
     Raises
     ------
     ReportError
-        See :func:`load_cells`.
+        See :func:`load_cells`; and when no cell is stored: tables may be handed on without the
+        cells that they were made from, and are worth more than empty ones.
     """
     manifest = load_manifest(results_dir)
     if manifest.smoke:
         return Results(manifest, ())
     cells = tuple(load_cells(results_dir))
+    if manifest.cells and not cells:
+        raise ReportError(
+            f"none of the {len(manifest.cells)} cells of {results_dir} is stored there, so its "
+            f"tables cannot be made anew: `bench run --profile {manifest.profile}` makes them"
+        )
     return Results(manifest, cells, unfinished=len(manifest.cells) - len(cells))
 
 

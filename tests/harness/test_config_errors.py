@@ -327,6 +327,28 @@ def test_a_profile_may_extend_another(tiny, session_of):
     assert profile.splits == session_of({**tiny, "default_profile": "tiny"}).profile.splits
 
 
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [
+        ({"large": {"extends": ["tiny"]}}, "extends wants the name of a profile, got ['tiny']"),
+        ({"large": {"extends": {"a": 1}}}, "extends wants the name of a profile, got {'a': 1}"),
+        (
+            {"large": {"extends": "zero"}, "zero": 3},
+            "large extends zero, which is no profile but 3",
+        ),
+        ({3: {"extends": "nope"}}, "3 extends an unknown profile 'nope'"),
+        (
+            {f"p{n}": {"extends": f"p{n + 1}"} for n in range(2000)} | {"p2000": {}},
+            "more than 20 profiles extend one another",
+        ),
+    ],
+)
+def test_what_a_profile_cannot_extend_is_refused(tiny, write_config, refused, profiles, message):
+    tiny["profiles"] |= profiles
+    write_config(tiny)
+    assert message in refused("run")
+
+
 def test_a_profile_may_have_a_matrix_of_its_own(tiny, session_of):
     tiny["profiles"]["tiny"]["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
     session = session_of(tiny)

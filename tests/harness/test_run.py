@@ -19,7 +19,7 @@ import bench
 from bench import registry
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
-from bench.report import LEADERBOARD_COLUMNS
+from bench.report import LEADERBOARD_COLUMNS, ReportError, render
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
 from bench.stages.detecting import Scorer, evaluation_images, restore
@@ -136,6 +136,27 @@ def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
     assert "score mahalanobis" in outcome.computed
     assert len(outcome.computed) == 2
     assert len(leaderboard(session)) == 1
+
+
+def test_a_run_of_another_seed_takes_no_stored_seed_off_the_leaderboard(tiny, session_of):
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
+    for seeds, shown in (((1,), [0, 1]), ((2,), [0, 1, 2]), (None, [0, 1, 2])):
+        session = session_of(tiny, seeds=seeds)
+        session.run()
+        manifest = json.loads((session.results / "manifest.json").read_text())
+        assert manifest["seeds"] == shown
+    assert sorted(leaderboard(session)["seed"]) == [0, 1, 2]
+
+
+def test_tables_without_their_cells_are_not_replaced_by_empty_ones(tiny, session_of):
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
+    session = session_of(tiny)
+    session.run()
+    before = (session.results / "leaderboard.csv").read_bytes()
+    shutil.rmtree(session.results / "cells")
+    with pytest.raises(ReportError, match=r"none of the 1 cells of .* is stored there"):
+        render(session.results)
+    assert (session.results / "leaderboard.csv").read_bytes() == before
 
 
 WAYWARD = {
