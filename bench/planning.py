@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bench.cells import FINISHED, CellStore
+from bench.cells import CellStore
 from bench.graph import STAGE_VERSIONS, topological
 from bench.history import History
 from bench.session import Session
@@ -23,7 +23,7 @@ def describe_plan(session: Session) -> str:
         stored = cells.peek(cell.key) if cell.key in there else None
         state = f"skipped: {cell.skip}" if cell.skip else stored or "to do"
         states[state.split(":")[0]] += 1
-        if not cell.skip and stored not in FINISHED:
+        if not cell.skip and session.to_do(stored):
             pending.append(cell)
         identity = cell.identity
         lines.append(
@@ -58,4 +58,6 @@ def describe_plan(session: Session) -> str:
         f"estimated {total:.0f} s" + (f" and {missing} stages never timed here" if missing else ""),
     ]
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    if states["failed"] and not session.selection.retry_failed:
+        lines.append("`bench run` leaves failed cells as they are; --retry-failed tries them again")
     return "\n".join(lines)

@@ -291,7 +291,7 @@ class Session:
             status = stored[cell.key]
             if cell.skip and status != "skipped":
                 self._store_skip(cells, cell)
-            elif not cell.skip and self._to_do(status):
+            elif not cell.skip and self.to_do(status):
                 pending.append(cell)
             elif not cell.skip and status == "failed":
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
@@ -363,7 +363,7 @@ class Session:
             self.reporter.note("rendering tables and plots")
             render(self.results)
 
-    def _to_do(self, status: str | None) -> bool:
+    def to_do(self, status: str | None) -> bool:
         """Whether a cell of that stored status is to be run."""
         return status in (None, "skipped") or (status == "failed" and self.selection.retry_failed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
 import traceback
 from collections.abc import Mapping
@@ -93,11 +94,9 @@ def storage_problem(error: BaseException, stage: Stage, store: Store) -> str | N
     """
     seen: BaseException | None = error
     while seen is not None:
-        # Libraries in C++ and Rust give the system's words and not its number.
         for number, words in _NO_STORAGE.items():
-            told = getattr(seen, "errno", None) == number or os.strerror(number) in str(seen)
-            if told:
-                return f"{words} ({store.root})"
+            if getattr(seen, "errno", None) == number or _told(str(seen), number):
+                return f"{words} ({getattr(seen, 'filename', None) or store.root})"
         seen = seen.__cause__ or seen.__context__
     gone = [needed for needed in stage.inputs.values() if not store.peek(needed.kind, needed.key)]
     if gone:
@@ -108,6 +107,15 @@ def storage_problem(error: BaseException, stage: Stage, store: Store) -> str | N
     except OSError as refused:
         return f"{store.root} cannot be written: {refused.strerror or refused}"
     return None
+
+
+def _told(text: str, number: int) -> bool:
+    """Whether a message gives the system's words with its number, as libraries in C++ and Rust do.
+
+    Words alone may be a component's own.
+    """
+    numbered = re.search(rf"(errno|os error) {number}\b", text, re.IGNORECASE)
+    return numbered is not None and os.strerror(number) in text
 
 
 def store_failure(

@@ -57,12 +57,19 @@ def test_a_cache_that_goes_away_ends_the_run_and_the_next_one_finishes(
     assert again.run().failed == {}
 
 
-def test_a_stage_that_is_to_blame_is_a_failed_cell(session_of, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/its/own/file"),
+        RuntimeError("the codec says: Input/output error in the stream"),
+    ],
+)
+def test_a_stage_that_is_to_blame_is_a_failed_cell(session_of, tiny, monkeypatch, error):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
     session = session_of(tiny)
 
     def broken(*_: object) -> None:
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/its/own/file")
+        raise error
 
     monkeypatch.setitem(computing.COMPUTE, "fit", broken)
     outcome = session.run()

@@ -19,6 +19,7 @@ import bench
 from bench import registry
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
+from bench.planning import describe_plan
 from bench.report import LEADERBOARD_COLUMNS, ReportError, render
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
@@ -194,6 +195,9 @@ def test_failure_is_never_a_result(tiny, session_of, plug_in):
     session.run()
     fit = session.cells[0].stage.inputs["victim"].inputs["fit"]
     assert not session.store.has("fit", fit.key)
+    planned = describe_plan(session)
+    assert "estimated 0 s\n1 failed\n" in planned
+    assert "--retry-failed tries them again" in planned
     waiting = session_of(tiny).run()
     assert waiting.computed == []
     assert "--retry-failed" in next(iter(waiting.failed.values()))
