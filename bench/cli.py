@@ -27,6 +27,7 @@ from bench.cli_options import (
     ResultsOption,
     SeedsOption,
     open_file,
+    refuse_folder,
     results_of,
     session_of,
 )
@@ -163,6 +164,8 @@ def times(
         cache=cache,
         limit_steps=limit_steps,
     )
+    if output is not None:
+        refuse_folder(output)
     session.check()
     table = stage_times(session)
     if output is not None:
@@ -229,8 +232,8 @@ def export(
     known = table_names(open_file(config).config.tables.declared)
     if table not in known:
         raise InputError(f"unknown table {table!r}{nearest(table, known)}")
-    if output is not None and output.is_dir():
-        raise InputError(f"{output} is a folder; -o names a file")
+    if output is not None:
+        refuse_folder(output)
     text = exported(results_of(config, profile, results), format.value, table)
     if output is None:
         typer.echo(text, nl=False)
@@ -352,7 +355,8 @@ def main() -> None:
         _complain(error.format_message())
         code = 2
     if code == INTERRUPTED:
-        typer.echo("interrupted; the same command goes on from the last finished stage", err=True)
+        goes_on = "; the same command goes on from the last finished stage"
+        typer.echo(f"interrupted{goes_on if sys.argv[1:2] == ['run'] else ''}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

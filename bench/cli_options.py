@@ -82,13 +82,26 @@ def session_of(
 
 def results_of(config: Path, profile: str | None, results: Path | None) -> Path:
     """The results folder of a profile that the file knows; ``results`` is the folder above it."""
-    from bench.session import SMOKE_SUFFIX, results_folder
+    from bench.config.file import SMOKE_SUFFIX
+    from bench.session import results_folder
 
     file = open_file(config)
     name = profile or file.config.default_profile
     if name.removesuffix(SMOKE_SUFFIX) not in file.config.profiles:
         raise InputError(f"unknown profile {name!r}{nearest(name, file.config.profiles)}")
     return results_folder(file, results, name)
+
+
+def refuse_folder(path: Path) -> None:
+    """``-o`` names a file.
+
+    Raises
+    ------
+    InputError
+        For a folder, before anything is computed.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; -o names a file")
 
 
 def _labels(text: str | None) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bench.building import once, without_collector
 from bench.cells import FINISHED, CellStore, RunningMark
 from bench.config import AttackEntry, DefenseEntry
+from bench.config.file import SMOKE_SUFFIX
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, topological
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from bench.executors.ray_driver import RayExecutor
     from bench.workspace import Workspace
 
-SMOKE_SUFFIX = "-smoke"
 MOST_RECORDED_SEEDS = 100
 """Of an earlier run, that a new one keeps on its leaderboard."""
 

@@ -91,11 +91,14 @@ class YamlFile:
 
     def _scalar(self, node: yaml.Node, location: Location) -> Any:
         try:
-            return self._constructor.construct_object(node)
+            value = self._constructor.construct_object(node)
         except (ValueError, AttributeError, OverflowError):
             # A date of month 99, a number of thousands of digits, a tag on what it does not fit.
             shown = str(node.value)[:40]
             raise self.error(location, f"{shown!r} is no {node.tag.rpartition(':')[2]}") from None
+        if isinstance(value, str) and "\0" in value:
+            raise self.error(location, f"{value[:40]!r} holds a NUL, which no name or path may")
+        return value
 
 
 def dotted(location: Location) -> str:

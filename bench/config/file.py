@@ -52,6 +52,8 @@ class Protocol(Model):
     figure_images: int = Field(8, ge=0, le=16)
 
 
+SMOKE_SUFFIX = "-smoke"
+"""Of the folder of results that `--limit-steps` leaves."""
 MOST_EXTENDED = 20
 """Profiles that may extend one another in a row."""
 
@@ -92,6 +94,9 @@ class Config(Model):
         """``extends: NAME`` lays a profile's own keys over those of another, key by key."""
         if not isinstance(profiles, Mapping):
             return profiles
+        for name in profiles:
+            if str(name).endswith(SMOKE_SUFFIX):
+                raise ValueError(f"{name}: results of smoke runs have names in {SMOKE_SUFFIX}")
         return {name: _laid_over(profiles, name, ()) for name in profiles}
 
     def profile(self, name: str | None) -> tuple[str, Profile]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +217,7 @@ def parse_settings(text: str | None, architecture: str | None) -> dict[str, Any]
 
 
 def parse_colour(text: str | None, option: str) -> Colour | None:
-    """``0.49,0.48,0.45`` as three floats.
+    """``0.49,0.48,0.45`` as three floats in [0, 1].
 
     Raises
     ------
@@ -229,10 +228,10 @@ def parse_colour(text: str | None, option: str) -> Colour | None:
         return None
     try:
         red, green, blue = (float(part) for part in text.split(","))
-        if not all(map(math.isfinite, (red, green, blue))):
+        if not all(0 <= part <= 1 for part in (red, green, blue)):
             raise ValueError
     except ValueError:
         raise InputError(
-            f"{option} wants three numbers such as 0.49,0.48,0.45, got {text!r}"
+            f"{option} wants three numbers from 0 to 1 such as 0.49,0.48,0.45, got {text!r}"
         ) from None
     return red, green, blue

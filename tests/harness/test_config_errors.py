@@ -327,6 +327,18 @@ def test_a_profile_may_extend_another(tiny, session_of):
     assert profile.splits == session_of({**tiny, "default_profile": "tiny"}).profile.splits
 
 
+def test_a_nul_in_a_path_is_refused(tiny, write_config, refused):
+    tiny["datasets"]["mine"] = {"source": "folder", "path": "a\0b"}
+    write_config(tiny)
+    assert "datasets.mine.path: 'a\\x00b' holds a NUL" in refused("run")
+
+
+def test_a_profile_cannot_be_called_like_a_smoke_run(tiny, write_config, refused):
+    tiny["profiles"]["tiny-smoke"] = {"extends": "tiny"}
+    write_config(tiny)
+    assert "tiny-smoke: results of smoke runs" in refused("run")
+
+
 @pytest.mark.parametrize(
     ("profiles", "message"),
     [

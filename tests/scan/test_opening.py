@@ -164,6 +164,6 @@ def test_settings_and_colours_are_parsed_strictly():
             parse_settings(text, None)
     with pytest.raises(InputError, match="did you mean 'width'"):
         parse_settings("widht=8", "resnet-narrow")
-    for text in ("1,2", "a,b,c", "nan,0,0", ""):
+    for text in ("1,2", "a,b,c", "nan,0,0", "0,0,255", ""):
         with pytest.raises(InputError, match="three numbers"):
             parse_colour(text, "--std")
