@@ -231,12 +231,11 @@ class Session:
         if not earlier:
             return cells
         known = CellStore(self.results)
-        stored = {cell.identity["seed"] for cell in cells if known.done(cell.key)}
-        return [
-            cell
-            for cell in cells
-            if cell.identity["seed"] in stored or cell.identity["seed"] in seeds
-        ]
+        kept = set(seeds)
+        for cell in cells:
+            if cell.identity["seed"] not in kept and known.done(cell.key):
+                kept.add(cell.identity["seed"])
+        return [cell for cell in cells if cell.identity["seed"] in kept]
 
     def _seeds_on_record(self) -> tuple[int, ...]:
         """Of the manifest that an earlier run left; none where it cannot be read."""

@@ -136,18 +136,6 @@ def wait(pid: int, seconds: float) -> int | None:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= end:
             return None
-        time.sleep(0.005)
-
-
-def wait_or_gone(pid: int, seconds: float) -> bool:
-    """Whether the child ended within ``seconds``, by ``waitid`` so that its status stays."""
-    end = time.monotonic() + seconds
-    while True:
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            os.waitpid(pid, 0)
-            return True
-        if time.monotonic() >= end:
-            return False
         time.sleep(0.002)
 
 

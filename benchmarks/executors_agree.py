@@ -6,8 +6,8 @@
 Inline; Ray on one node; Ray on three local nodes with a cache of their own each, one of which is
 killed with all its processes at a random moment in mid-run. Each starts from an empty cache. The
 leaderboard (cost columns aside), every row of every cell and every score must be those of the
-inline run, and everything that is stored must match its checksums. About twenty minutes on two
-slow cores. Ends with status 0 when nothing differs.
+inline run, and everything that is stored must match its checksums. Ends with status
+0 when nothing differs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from arena import Arena, digest, local_nodes, preload, verdict, wait, wait_or_gone
+from arena import Arena, digest, local_nodes, preload, verdict, wait
 
 HEADER = ["executor", "cells", "stages", "outcome", "run_ended_with", "seconds"]
 PATIENCE = 3600.0
@@ -44,7 +44,7 @@ def killed_node(arena: Arena, draw: random.Random, whole: float) -> tuple[str, i
     with local_nodes(arena, processors=1) as (cluster, nodes):
         pid = arena.start()
         moment = SECONDS_TO_JOIN + draw.uniform(0.2, 0.6) * whole
-        if wait_or_gone(pid, moment):
+        if wait(pid, moment) is not None:
             raise SystemExit(f"the run ended before {moment:.0f} s: nothing was killed")
         before = len(arena.cells())
         cluster.remove_node(nodes.pop(), allow_graceful=False)

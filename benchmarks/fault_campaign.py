@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait, wait_or_gone
+from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait
 
 from bench.store import damage
 
@@ -79,7 +79,7 @@ class Campaign:
 
     def _until(self, pid: int, how: str, moment: float) -> bool:
         """Wait for the moment of a kill; whether the run still lives."""
-        if wait_or_gone(pid, moment):
+        if wait(pid, moment) is not None:
             return False
         end = time.monotonic() + self.whole
         while how == "while writing" and time.monotonic() < end:
@@ -89,7 +89,7 @@ class Campaign:
             ]
             if scratch:
                 break
-            if wait_or_gone(pid, 0.001):
+            if wait(pid, 0.001) is not None:
                 return False
         return True
 
@@ -204,7 +204,7 @@ def places(campaign: Campaign) -> None:
     def vanishing() -> str:
         arena.wipe()
         pid = arena.start()
-        gone = wait_or_gone(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole)
+        gone = wait(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole) is not None
         shutil.rmtree(arena.cache, ignore_errors=True)
         code = 0 if gone else wait(pid, PATIENCE)
         return f"run ended with {code}"
@@ -249,7 +249,7 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
             with local_nodes(arena, processors=2) as (cluster, nodes):
                 pid = arena.start()
                 moment = 15 + campaign.draw.uniform(0.2, 0.8) * campaign.whole
-                gone = wait_or_gone(pid, moment)
+                gone = wait(pid, moment) is not None
                 said = "too late" if gone else harm(fault, pid, cluster, nodes, campaign.draw)
                 code = 0 if said == "too late" else wait(pid, PATIENCE)
                 outcome = resumed(arena, campaign.reference)
@@ -265,7 +265,7 @@ def harm(fault: str, pid: int, cluster: object, nodes: list, draw: random.Random
     if fault == "a node":
         cluster.remove_node(nodes.pop(), allow_graceful=False)
         return "killed"
-    while not wait_or_gone(pid, 0.05):
+    while wait(pid, 0.05) is None:
         # Ray names a process after the stage at work in it.
         listed = subprocess.run(
             ["pgrep", "-f", "^ray::(pretrain|implant|probe|audit|fit|score|evaluate) "],
