@@ -276,6 +276,8 @@ def _sentence(details: Mapping[str, Any], component: type[BaseModel]) -> str:
 
 def _message(details: Mapping[str, Any]) -> str:
     """What pydantic complains about, in our words."""
+    if details["type"] in ("model_type", "dict_type"):
+        return "should be a mapping of keys to values"
     message = re.sub(r"^(Value error, |Input should be )", "", details["msg"])
     return f"should be {message}" if details["msg"].startswith("Input should") else message
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import registry
 from bench.configfile import ConfigFile
+from bench.data.source import NoSplitError, Source
 from bench.encoders.architectures import find
 from bench.errors import InputError
 from bench.provenance import code_version, library_versions
+from bench.store import check_writable
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,30 @@ def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
             # A missing optional data set is no defect of the installation.
             yield Finding(True, f"dataset {name} is absent: {error}")
         else:
-            yield Finding(True, f"dataset {name}: {type(source).__name__.lower()}")
+            yield _readable(source)
     for name in file.config.profiles:
         yield _profile(file, name)
     root = Session(file, Selection(cache=cache)).store.root
-    parent = next(path for path in (root, *root.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        check_writable(root)
     except OSError as error:
         yield Finding(False, f"cache {root}: cannot write: {error.strerror}")
     else:
+        parent = next(path for path in (root, *root.parents) if path.exists())
         free = shutil.disk_usage(parent).free / 2**30
         yield Finding(free > 2, f"cache {root}: {free:.0f} GiB free")
+
+
+def _readable(source: Source) -> Finding:
+    """Whether the headers of all images of a data set can be read."""
+    kind = type(source).__name__.lower()
+    try:
+        source.check("train")
+        with contextlib.suppress(NoSplitError):
+            source.check("test")
+    except InputError as error:
+        return Finding(False, f"dataset {source.name}: {kind}: {error}")
+    return Finding(True, f"dataset {source.name}: {kind}")
 
 
 def _profile(file: ConfigFile, name: str) -> Finding:
@@ -128,22 +141,28 @@ def _profile(file: ConfigFile, name: str) -> Finding:
             open_source(dataset, described, data_roots(file), file.root)
         except InputError:
             stored = described.stored_as or dataset
-            missing.append(f"data set {stored}{_remedy(stored)}")
+            missing.append(f"data set {stored}{remedy(stored)}")
     session = Session(file, Selection(profile=name))
     for path in session.checkpoints.values():
         if not path.is_file():
-            missing.append(f"{path.name}{_remedy(path.stem)}")
+            missing.append(f"{path.name}{remedy(path.stem)}")
     if missing:
         return Finding(True, f"profile {name} cannot run yet: " + "; ".join(dict.fromkeys(missing)))
+    absent = [row.attack.skip for row in map(session.planner.row, session.matrix.attacks)]
+    absent += [
+        column.defender.skip for column in map(session.planner.column, session.matrix.defenses)
+    ]
     families = session.profile.families().values()
     published = any(find(family.encoder.architecture).published for family in families)
     slow = published and not torch.cuda.is_available()
     hint = ", but without a GPU it would take weeks: try it with --limit-steps 3" if slow else ""
     command = "bench run" + (f" --profile {name}" if name != config.default_profile else "")
-    return Finding(True, f"profile {name} can run here ({command}){hint}")
+    skipped = "; ".join(dict.fromkeys(filter(None, absent)))
+    without = f", but some of it is skipped until: {skipped}" if skipped else ""
+    return Finding(True, f"profile {name} can run here ({command}){hint}{without}")
 
 
-def _remedy(name: str) -> str:
+def remedy(name: str) -> str:
     """How to get a data set or weights, where a command can."""
     from bench.data.sources import Torchvision
     from bench.encoders.pretrained import PRETRAINED

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -95,17 +96,40 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part."""
+    """Write a small file so that a reader sees the old or the new one, never a part.
+
+    Raises
+    ------
+    OSError
+        Names ``path``, not the file beside it that is written first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    with naming(path):
+        try:
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an :class:`OSError` of the block name ``path``: scratch files mean nothing to a user."""
     try:
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
-            temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise the :class:`OSError` that writing into ``folder`` would, without making it."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with naming(folder), tempfile.TemporaryFile(dir=parent):
+        pass
 
 
 def seal(folder: Path) -> None:
@@ -203,7 +227,8 @@ class Store:
         """An empty folder under ``tmp/``, removed at the end unless it was renamed away."""
         scratch = self.root / "tmp" / scratch_name()
         check_inside(scratch, self.root)
-        scratch.mkdir(parents=True)
+        with naming(self.root):
+            scratch.mkdir(parents=True)
         try:
             yield scratch
         finally:

@@ -14,7 +14,6 @@ commit and machine. Run it on a quiet machine.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from recording import append
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -182,18 +182,8 @@ def main() -> int:
             for part, milliseconds in measured.items()
             for reading, value in milliseconds.items()
         ]
-        record(arguments.record, [{**row, "machine": described} for row in rows])
+        append(arguments.record, [{**row, "machine": described} for row in rows])
     return 0
-
-
-def record(path: Path, rows: list[dict[str, object]]) -> None:
-    """Append rows to a CSV file, which starts with their keys."""
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

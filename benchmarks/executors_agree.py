@@ -13,7 +13,6 @@ inline run, and everything that is stored must match its checksums. Ends with st
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import sys
@@ -22,8 +21,8 @@ import time
 from pathlib import Path
 
 from arena import Arena, digest, local_nodes, preload, verdict, wait
+from recording import replace
 
-HEADER = ["executor", "cells", "stages", "outcome", "run_ended_with", "seconds"]
 PATIENCE = 3600.0
 SECONDS_TO_JOIN = 15.0
 
@@ -89,11 +88,7 @@ def main() -> int:
         rows.append(row)
         print(row, flush=True)
     if arguments.record:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.record.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, HEADER)
-            writer.writeheader()
-            writer.writerows(rows)
+        replace(arguments.record, rows)
     return int(any(row["outcome"] != "identical" or row["run_ended_with"] != 0 for row in rows))
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import os
 import random
 import shutil
@@ -29,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait
+from recording import replace
 
 from bench.store import damage
 
@@ -308,11 +308,7 @@ def main() -> int:
         damages(campaign)
         places(campaign)
     if arguments.record:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.record.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["fault", "detail", "outcome", "seconds"])
-            writer.writeheader()
-            writer.writerows(campaign.rows)
+        replace(arguments.record, campaign.rows)
     counts = Counter(str(row["fault"]) for row in campaign.rows)
     bad = [
         row

@@ -15,7 +15,6 @@ fresh cache to time them anew. A failed stage is a line on stderr and exit statu
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from recording import append
 from safetensors.torch import save_file
 
 from bench.cells import CellStore, RunningMark
@@ -52,20 +52,6 @@ SPLITS = {
 }
 TEST_IMAGES, PROBE_IMAGES = 60, 300
 STAND_IN = "imagenet_crops"
-HEADER = [
-    "code",
-    "stage",
-    "label",
-    "encoder",
-    "loop",
-    "steps",
-    "seconds_per_step",
-    "seconds",
-    "peak_mb",
-    "precision",
-    "threads",
-    "device",
-]
 
 
 class StepTimes(Silent):
@@ -205,12 +191,7 @@ def _note(
         }
         print("   ", *(f"{k}={v}" for k, v in row.items() if k not in ("code", "device")))
         if record is not None:
-            new = not record.exists()
-            with record.open("a", newline="") as out:
-                writer = csv.DictWriter(out, HEADER)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(record, [row])
 
 
 def _architecture(stage: Stage) -> str:

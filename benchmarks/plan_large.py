@@ -15,7 +15,6 @@ and is therefore skipped on all other data sets. ``--record`` appends a row with
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from recording import append
 
 from bench.configfile import ConfigFile
 from bench.graph import topological
@@ -173,12 +173,7 @@ def record(path: Path, measured: dict[str, Any]) -> None:
     machine = hardware("cpu")
     described = f"{machine['processor']}, {machine['cores']} cores"
     row = {"code": code_version(), **measured, "machine": described}
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(path, [row])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ An exploration: it may poison more of a class than the attacker of the protocol 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from recording import replace
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -128,10 +128,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if arguments.record is not None:
-        with arguments.record.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        replace(arguments.record, rows)
 
 
 if __name__ == "__main__":

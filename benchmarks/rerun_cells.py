@@ -12,7 +12,6 @@ is promised: elsewhere, last bits may differ. Ends with status 0 when nothing di
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from recording import append
 
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
@@ -31,7 +31,6 @@ from bench.session import Selection, Session
 
 # What a cell took, and what made it.
 OF_THE_RUN = ("fit_seconds", "score_ms_per_image", "peak_memory_mb", "code_version")
-HEADER = ["code", "cell", "made_by", "scores", "largest_difference", "row", "seconds", "machine"]
 
 
 def drawn(session: Session, count: int, draw: int) -> list[Cell]:
@@ -120,12 +119,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
         bad += found["row"] != "equal" or found["scores"] != "equal bytes"
         print(", ".join(f"{name}: {value}" for name, value in row.items()), flush=True)
         if arguments.record is not None:
-            new = not arguments.record.exists()
-            with arguments.record.open("a", newline="") as out:
-                writer = csv.DictWriter(out, HEADER)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(arguments.record, [row])
     return bad
 
 

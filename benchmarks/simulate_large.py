@@ -12,7 +12,6 @@ starting processes, scheduling, messages, and processors that waited.
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import tempfile
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import plan_large
+from recording import append
 
 from bench.cells import CellStore, RunningMark
 from bench.executors.ray_cluster import Cluster
@@ -121,12 +121,7 @@ def main() -> None:
     for name, value in row.items():
         print(f"{name}: {value}")
     if arguments.record:
-        new = not arguments.record.exists()
-        with arguments.record.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(arguments.record, [row])
 
 
 if __name__ == "__main__":

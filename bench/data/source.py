@@ -20,6 +20,10 @@ from bench.errors import InputError
 from bench.store import file_digest
 
 
+class NoSplitError(InputError):
+    """A data set without the split that is asked for, which some need not have."""
+
+
 class Source(ABC):
     """A named set of images with the splits ``train`` and, mostly, ``test``."""
 
@@ -76,8 +80,8 @@ class Source(ABC):
             "max_images": self.config.max_images,
         }
 
-    def _no_split(self, split: str, where: object) -> InputError:
-        return InputError(f"dataset {self.name!r} has no {split!r} split in {where}")
+    def _no_split(self, split: str, where: object) -> NoSplitError:
+        return NoSplitError(f"dataset {self.name!r} has no {split!r} split in {where}")
 
     def _fit(self, image: Image.Image, what: str) -> Image.Image:
         """Check or change the size of an opened image; decoding waits until it is needed."""

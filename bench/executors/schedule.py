@@ -81,10 +81,6 @@ class Schedule:
         """The stage of that key."""
         return self._stages[key]
 
-    def way(self, key: str) -> float:
-        """Seconds from the start of the stage to the end of the longest chain that needs it."""
-        return self._way[key]
-
     def peek(self) -> Stage | None:
         """The next stage to hand out; None while all others wait for what is out."""
         while self._ready:
@@ -190,6 +186,7 @@ class Schedule:
         return list(dict.fromkeys(stage.key for stage in self._stages[key].inputs.values()))
 
     def _longest_ways(self) -> dict[str, float]:
+        """Seconds from the start of a stage to the end of the longest chain that needs it."""
         ways: dict[str, float] = {}
         for key in reversed(self._stages):
             after = max((ways[user] for user in self._users[key]), default=0.0)

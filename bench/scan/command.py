@@ -12,6 +12,7 @@ import typer
 
 from bench.errors import InputError
 from bench.limits import MOST_SEED
+from bench.store import check_writable
 
 if TYPE_CHECKING:
     from bench.scan.findings import Findings
@@ -71,6 +72,7 @@ def scan(
         raise InputError(f"--fpr is a share between 0 and 1, got {fpr:g}")
     parameters = parse_parameters(parameter or ())
     folder = output_folder(encoder, output)
+    check_writable(folder)
     request = Request(
         encoder,
         images,

@@ -344,15 +344,6 @@ def test_command_line_reports_a_finished_run(tiny_run):
     assert "profile tiny can run here (bench run)" in doctor.stdout
 
 
-def test_the_doctor_says_what_a_profile_lacks(write_config, tiny):
-    tiny["datasets"]["svhn"] = {}
-    tiny["profiles"]["other"] = {**tiny["profiles"]["tiny"], "dataset": "svhn"}
-    tiny["profiles"]["other"]["downstreams"] = [{"dataset": "svhn", "target": 0}]
-    said = command("doctor", cwd=write_config(tiny).parent)
-    assert "profile other cannot run yet: data set svhn (bench download svhn)" in said.stdout
-    assert said.returncode == 0
-
-
 def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path):
     shutil.copytree(tiny_run.results, tmp_path / "results" / "tiny")
     declared = {"mine": {"columns": "defense", "metrics": ["auroc"], "controls": ["auroc_placebo"]}}

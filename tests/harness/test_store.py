@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 
-from bench.store import COST, Store, canonical_json, content_key, write_atomically
+from bench.store import COST, Store, canonical_json, check_writable, content_key, write_atomically
 
 KEY = "ab" * 32
 
@@ -105,3 +106,24 @@ def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path):
     write_atomically(path, b"two")
     assert path.read_text() == "two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_what_cannot_be_written_is_named_as_the_user_knows_it(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EROFS, "Read-only file system", str(source))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Read-only") as raised:
+        write_atomically(tmp_path / "file.txt", "one")
+    assert raised.value.filename == str(tmp_path / "file.txt")
+    assert raised.value.errno == errno.EROFS
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_tried_before_it_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "deep" / "folder")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(NotADirectoryError) as raised:
+        check_writable(tmp_path / "file" / "folder")
+    assert raised.value.filename == str(tmp_path / "file" / "folder")
