@@ -14,7 +14,6 @@ The random moments follow from the seed. Ends with status 0 when nothing differs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import shutil
@@ -24,10 +23,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait
+from fault_places import file_systems, places
 from recording import replace
 
 from bench.store import damage
@@ -161,84 +161,6 @@ def damages(campaign: Campaign) -> None:
     campaign.once("cells swapped", "cell.json", swap_cells)
 
 
-@contextlib.contextmanager
-def mounted(at: Path, *options: str) -> Iterator[None]:
-    """A file system of its own at a folder (needs the rights to mount)."""
-    at.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", *options, str(at)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(at)], check=True)
-
-
-def places(campaign: Campaign) -> None:
-    """Disk full, read-only results, a cache that vanishes or is slow, two drivers, a wild clock."""
-    arena = campaign.arena
-
-    def full_disk(size: str) -> str:
-        arena.wipe()
-        with mounted(arena.cache, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
-            code = arena.finish()
-        return f"run ended with {code}"
-
-    for size in ("64k", "512k", "2m", "8m"):
-        campaign.once("disk full (cache)", size, lambda size=size: full_disk(size))
-
-    def full_results() -> str:
-        shutil.rmtree(arena.results)
-        with mounted(arena.results, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
-            code = arena.finish()
-        return f"run ended with {code}"
-
-    campaign.once("disk full (results)", "256k", full_results)
-
-    def read_only() -> str:
-        shutil.rmtree(arena.results)
-        with mounted(arena.results, "-t", "tmpfs", "-o", "ro", "tmpfs"):
-            code = arena.finish()
-        return f"run ended with {code}"
-
-    campaign.once("read-only results", "tmpfs -o ro", read_only)
-
-    def vanishing() -> str:
-        arena.wipe()
-        pid = arena.start()
-        gone = wait(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole) is not None
-        shutil.rmtree(arena.cache, ignore_errors=True)
-        code = 0 if gone else wait(pid, PATIENCE)
-        return f"run ended with {code}"
-
-    for number in range(3):
-        campaign.once("cache vanishes", f"time {number + 1}", vanishing)
-
-    def two_drivers() -> str:
-        arena.wipe()
-        pids = [arena.start(), arena.start()]
-        codes = [wait(pid, PATIENCE) for pid in pids]
-        return f"ended with {codes[0]} and {codes[1]}"
-
-    for number in range(3):
-        campaign.once("two drivers on one cache", f"time {number + 1}", two_drivers)
-
-    def wild_clock() -> str:
-        arena.wipe()
-        pid = os.fork()
-        if not pid:
-            honest, draw = time.time, random.Random(0)
-            time.time = lambda: honest() + draw.uniform(-1e7, 1e7)
-            os._exit(arena.finish() or 0)
-        return f"run ended with {wait(pid, PATIENCE)}"
-
-    campaign.once("the clock jumps", "by up to 115 days, at every look", wild_clock)
-
-    def times() -> None:
-        for path in (*arena.cache.rglob("*"), *arena.results.rglob("*")):
-            os.utime(path, (4e9, 4e9))
-
-    campaign.once("files from the future", "all of cache and results", times)
-
-
 def ray_faults(campaign: Campaign, rounds: int) -> None:
     """Three local nodes, each with a cache of its own: workers, nodes and drivers are killed."""
     arena = campaign.arena
@@ -307,6 +229,7 @@ def main() -> int:
         arena.finish()
         damages(campaign)
         places(campaign)
+        file_systems(campaign)
     if arguments.record:
         replace(arguments.record, campaign.rows)
     counts = Counter(str(row["fault"]) for row in campaign.rows)
