@@ -96,7 +96,7 @@ def storage_problem(error: BaseException, stage: Stage, store: Store) -> str | N
     while seen is not None:
         for number, words in _NO_STORAGE.items():
             if getattr(seen, "errno", None) == number or _told(str(seen), number):
-                return f"{words} ({getattr(seen, 'filename', None) or store.root})"
+                return f"{words} ({_place(getattr(seen, 'filename', None), store)})"
         seen = seen.__cause__ or seen.__context__
     gone = [needed for needed in stage.inputs.values() if not store.peek(needed.kind, needed.key)]
     if gone:
@@ -107,6 +107,12 @@ def storage_problem(error: BaseException, stage: Stage, store: Store) -> str | N
     except OSError as refused:
         return f"{store.root} cannot be written: {refused.strerror or refused}"
     return None
+
+
+def _place(file: object, store: Store) -> object:
+    """What a user knows of a file: the cache where it is a scratch file of it."""
+    scratch = isinstance(file, str) and Path(file).is_relative_to(store.root / "tmp")
+    return store.root if scratch or not file else file
 
 
 def _told(text: str, number: int) -> bool:

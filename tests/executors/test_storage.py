@@ -38,6 +38,18 @@ def test_a_full_disk_ends_the_run_and_fails_no_cell(session_of, tiny, monkeypatc
     assert not list((session.store.root / "tmp").iterdir())
 
 
+def test_a_scratch_file_is_called_the_cache(session_of, tiny, monkeypatch):
+    session = session_of(tiny)
+
+    def gone(stage, workspace, folder):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(folder / "file"))
+
+    monkeypatch.setitem(computing.COMPUTE, "fit", gone)
+    with pytest.raises(StorageError) as raised:
+        session.run()
+    assert f"file system not connected ({session.store.root}); " in str(raised.value)
+
+
 def test_a_cache_that_goes_away_ends_the_run_and_the_next_one_finishes(
     session_of, tiny, monkeypatch
 ):
