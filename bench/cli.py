@@ -96,7 +96,8 @@ def run(
     identities = {cell.key: cell.identity for cell in session.cells}
     for key, reason in outcome.failed.items():
         identity = identities[key]
-        typer.echo(f"failed: {identity['attack']} x {identity['defense']}: {reason}", err=True)
+        what = f"{identity['attack']} x {identity['defense']}"
+        typer.echo(f"failed: {what}: {_harmless(reason)}", err=True)
     typer.echo(f"leaderboard: {_shown(session.results / 'leaderboard.md')}")
     if outcome.failed:
         raise typer.Exit(1)
@@ -279,7 +280,8 @@ def list_(
     for row in rows:
         backends = row.get("backends", "native")
         also = f" (backends: {backends})" if backends != "native" else ""
-        typer.echo(f"{row['name']:<{width}}  {row['description']}{also}".rstrip())
+        described = _harmless(f"{row['description']}{also}")
+        typer.echo(f"{_harmless(row['name']):<{width}}  {described}".rstrip())
 
 
 @app.command()
@@ -312,7 +314,7 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, cache: CacheOption = None) -> 
     bad = 0
     for finding in findings(config, cache):
         bad += not finding.good
-        typer.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.what}")
+        typer.echo(f"{'ok  ' if finding.good else 'BAD '} {_harmless(finding.what)}")
     if bad:
         raise typer.Exit(1)
 
@@ -361,10 +363,14 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    """One line on stderr; what would steer the terminal (a stranger's file name may) is shown."""
-    line = " ".join(message.split())
-    shown = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
-    typer.echo(f"bench: {shown}", err=True)
+    """One line on stderr."""
+    typer.echo(f"bench: {_harmless(message)}", err=True)
+
+
+def _harmless(text: str) -> str:
+    """One line in which what would steer the terminal (a stranger's file name may) is shown."""
+    line = " ".join(text.split())
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
 
 
 def _interrupt(*_: object) -> None:

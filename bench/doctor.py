@@ -6,17 +6,17 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import registry
 from bench.configfile import ConfigFile
-from bench.data.source import NoSplitError, Source
+from bench.data.source import NoSplitError
 from bench.encoders.architectures import find
 from bench.errors import InputError
 from bench.provenance import code_version, library_versions
-from bench.store import check_writable
+from bench.store import check_writable, nearest_there
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,16 @@ def _submodules() -> Iterator[Finding]:
     """The authors' repositories: absent ones are fine, changed ones are not."""
     from bench.upstream import checkout
 
-    for found in checkout.status():
+    try:
+        status = checkout.status()
+    except OSError as error:
+        yield Finding(False, f"{error.filename}: {error.strerror}")
+        return
+    for found in status:
         name, state = found.repository.name, found.state
         hint = f" (bench third-party sync {name})" if state in ("absent", "broken") else ""
         good = state in ("present", "absent")
-        yield Finding(good, f"third_party/{name} {state}{hint}")
+        yield Finding(good, f"{found.path} {state}{hint}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -84,8 +89,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
-    from bench.data.sources import open_source
-    from bench.session import Selection, Session, data_roots
+    from bench.session import Selection, Session
 
     try:
         file = ConfigFile(config)
@@ -94,77 +98,79 @@ def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
         yield Finding(False, str(error))
         return
     yield Finding(True, f"{config}: {len(file.config.profiles)} profiles")
-    for name, dataset in file.config.datasets.items():
-        try:
-            source = open_source(name, dataset, data_roots(file), file.root)
-        except InputError as error:
-            # A missing optional data set is no defect of the installation.
-            yield Finding(True, f"dataset {name} is absent: {error}")
-        else:
-            yield _readable(source)
+    unusable = {}
+    for name in file.config.datasets:
+        finding, problem = _dataset(file, name)
+        yield finding
+        if problem:
+            unusable[name] = problem
     for name in file.config.profiles:
-        yield _profile(file, name)
-    root = Session(file, Selection(cache=cache)).store.root
+        yield _profile(file, name, unusable)
+    yield _cache(Session(file, Selection(cache=cache)).store.root)
+
+
+def _dataset(file: ConfigFile, name: str) -> tuple[Finding, str | None]:
+    """Whether the headers of all images of a data set can be read, and what a profile that needs
+    it lacks otherwise."""
+    from bench.data.sources import open_source, remedy
+    from bench.session import data_roots
+
+    config = file.config.datasets[name]
+    stored = config.stored_as or name
     try:
-        check_writable(root)
-    except OSError as error:
-        yield Finding(False, f"cache {root}: cannot write: {error.strerror}")
-    else:
-        parent = next(path for path in (root, *root.parents) if path.exists())
-        free = shutil.disk_usage(parent).free / 2**30
-        yield Finding(free > 2, f"cache {root}: {free:.0f} GiB free")
-
-
-def _readable(source: Source) -> Finding:
-    """Whether the headers of all images of a data set can be read."""
+        source = open_source(name, config, data_roots(file), file.root)
+    except (InputError, OSError) as error:
+        # A missing optional data set is no defect of the installation; a named path that leads
+        # nowhere is one.
+        finding = Finding(config.path is None, f"dataset {name} is absent: {error}")
+        return finding, f"data set {stored}{remedy(stored)}"
     kind = type(source).__name__.lower()
     try:
         source.check("train")
         with contextlib.suppress(NoSplitError):
             source.check("test")
-    except InputError as error:
-        return Finding(False, f"dataset {source.name}: {kind}: {error}")
-    return Finding(True, f"dataset {source.name}: {kind}")
+    except (InputError, OSError) as error:
+        return Finding(False, f"dataset {name}: {kind}: {error}"), f"a readable data set {name}"
+    return Finding(True, f"dataset {name}: {kind}"), None
 
 
-def _profile(file: ConfigFile, name: str) -> Finding:
+def _cache(root: Path) -> Finding:
+    """Whether the cache can be written, and how much space there is."""
+    try:
+        check_writable(root)
+    except OSError as error:
+        return Finding(False, f"cache {root}: cannot write: {error.strerror}")
+    free = shutil.disk_usage(nearest_there(root)).free / 2**30
+    return Finding(free > 2, f"cache {root}: {free:.0f} GiB free")
+
+
+def _profile(file: ConfigFile, name: str, unusable: Mapping[str, str]) -> Finding:
     """Whether a profile can run here, or what to do about it."""
     import torch
 
-    from bench.data.sources import open_source
-    from bench.session import Selection, Session, data_roots
+    from bench.data.sources import remedy
+    from bench.session import Selection, Session
 
-    config, missing = file.config, []
-    for dataset in file.datasets_of(name):
-        described = config.datasets[dataset]
-        try:
-            open_source(dataset, described, data_roots(file), file.root)
-        except InputError:
-            stored = described.stored_as or dataset
-            missing.append(f"data set {stored}{remedy(stored)}")
+    missing = [unusable[dataset] for dataset in file.datasets_of(name) if dataset in unusable]
     session = Session(file, Selection(profile=name))
-    for path in session.checkpoints.values():
-        if not path.is_file():
-            missing.append(f"{path.name}{remedy(path.stem)}")
+    missing += [
+        f"{path.name}{remedy(path.stem)}"
+        for path in session.checkpoints.values()
+        if not path.is_file()
+    ]
     if missing:
         return Finding(True, f"profile {name} cannot run yet: " + "; ".join(dict.fromkeys(missing)))
-    absent = [row.attack.skip for row in map(session.planner.row, session.matrix.attacks)]
-    absent += [
-        column.defender.skip for column in map(session.planner.column, session.matrix.defenses)
-    ]
+    try:
+        planner, matrix = session.planner, session.matrix
+        absent = [planner.row(entry).attack.skip for entry in matrix.attacks]
+        absent += [planner.column(entry).defender.skip for entry in matrix.defenses]
+    except InputError as error:
+        return Finding(False, f"profile {name} cannot run: {error}")
     families = session.profile.families().values()
     published = any(find(family.encoder.architecture).published for family in families)
     slow = published and not torch.cuda.is_available()
     hint = ", but without a GPU it would take weeks: try it with --limit-steps 3" if slow else ""
-    command = "bench run" + (f" --profile {name}" if name != config.default_profile else "")
+    named = f" --profile {name}" if name != file.config.default_profile else ""
     skipped = "; ".join(dict.fromkeys(filter(None, absent)))
     without = f", but some of it is skipped until: {skipped}" if skipped else ""
-    return Finding(True, f"profile {name} can run here ({command}){hint}{without}")
-
-
-def remedy(name: str) -> str:
-    """How to get a data set or weights, where a command can."""
-    from bench.data.sources import Torchvision
-    from bench.encoders.pretrained import PRETRAINED
-
-    return f" (bench download {name})" if name in (*Torchvision.NAMES, *PRETRAINED) else ""
+    return Finding(True, f"profile {name} can run here (bench run{named}){hint}{without}")

@@ -6,6 +6,7 @@ import json
 from functools import cached_property
 
 from bench.graph import Stage, cost_name
+from bench.limits import read_json
 from bench.store import Store, write_atomically
 
 
@@ -37,8 +38,8 @@ class History:
 
     def _read(self, name: str) -> float | None:
         try:
-            return float(json.loads((self._folder / f"{name}.json").read_text())["seconds"])
-        except (OSError, ValueError, KeyError):
+            return float(read_json(self._folder / f"{name}.json")["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def remember(self, stage: Stage, seconds: float) -> None:

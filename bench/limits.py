@@ -27,6 +27,8 @@ MOST_PIXELS = 2**25
 """Of an image before it is resized: 5,792 x 5,792."""
 MOST_SIDE = 1024
 """Of an image once it is resized: what an encoder may ask for."""
+MOST_EDGE = 2**16
+"""Pixels on one side of an image before it is resized: resizing weighs all of a row at once."""
 MOST_IMAGE_BYTES = 2**27
 """Of an encoded image: what :data:`MOST_PIXELS` take without compression."""
 MOST_ROWS = 2**24
@@ -34,6 +36,7 @@ MOST_ROWS = 2**24
 MOST_UNPACKED = 64
 """Times the size of a parquet file: images are packed already, and hardly shrink again."""
 MOST_SEED = 2**63 - 1
+_MOST_DIGITS = 40
 
 
 def file_size(path: Path) -> int:
@@ -50,6 +53,22 @@ def file_size(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("a folder" if stat.S_ISDIR(found.st_mode) else "no regular file")
     return found.st_size
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file.
+
+    Raises
+    ------
+    OSError
+        When there is nothing.
+    InputError
+        Names the path.
+    """
+    try:
+        file_size(path)
+    except ValueError as error:
+        raise InputError(f"{path} is {error}") from None
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -76,7 +95,9 @@ def read_json(path: Path) -> Any:
     """
     text = read_bytes(path, MOST_JSON_BYTES).decode("utf-8")
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        return json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole_number
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -112,6 +133,12 @@ def check_inside(path: Path, root: Path) -> None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number that JSON has")
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -59,14 +59,13 @@ def listing(kind: Kind, config: Path) -> list[dict[str, str]]:
 def _contents(file: ConfigFile, name: str) -> str:
     """How many images of which size a data set has here, or how to get it."""
     from bench.data.source import NoSplitError
-    from bench.data.sources import open_source
-    from bench.doctor import remedy
+    from bench.data.sources import open_source, remedy
     from bench.session import data_roots
 
     config = file.config.datasets[name]
     try:
         source = open_source(name, config, data_roots(file), file.root)
-    except InputError:
+    except (InputError, OSError):
         return f"{config.image_size} px, absent{remedy(config.stored_as or name)}"
     counts = []
     try:
@@ -75,6 +74,6 @@ def _contents(file: ConfigFile, name: str) -> str:
                 total = source.count(split)
                 if total is not None:
                     counts.append(f"{len(source.chosen(total)):,} {word} images")
-    except (InputError, ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         return f"{config.image_size} px, cannot be read: {error}"
     return ", ".join((f"{config.image_size} px", *counts, type(source).__name__.lower()))

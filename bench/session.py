@@ -25,7 +25,7 @@ from bench.progress import Silent
 from bench.provenance import code_version, hardware, library_versions
 from bench.recipes import describe_recipe, recipe_type
 from bench.resolving import resolve_component
-from bench.store import Store, file_digest, write_atomically
+from bench.store import Store, check_writable, file_digest, write_atomically
 from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from bench.data.source import Source
     from bench.executors.computing import Outcome
     from bench.executors.inline import InlineExecutor
+    from bench.executors.ray_cluster import Cluster
     from bench.executors.ray_driver import RayExecutor
+    from bench.executors.ray_worker import Origin
     from bench.workspace import Workspace
 
 MOST_RECORDED_SEEDS = 100
@@ -150,13 +152,19 @@ class Session:
         InputError
             When a file is missing.
         """
+        from bench.encoders.weights import CheckpointError, check_header
+
         digests = {}
         for name, path in self.checkpoints.items():
+            section = ("clip",) if name == "clip" else ()
+            location = ("profiles", self.profile_name, *section, "encoder", "checkpoint")
             if not path.is_file():
-                section = ("clip",) if name == "clip" else ()
-                location = ("profiles", self.profile_name, *section, "encoder", "checkpoint")
                 hint = "; `bench download clip-rn50` fetches it" if "clip-rn50" in path.stem else ""
                 raise self.file.yaml.error(location, f"no such file: {path.name}{hint}")
+            try:
+                check_header(path)
+            except CheckpointError as error:
+                raise self.file.yaml.error(location, str(error)) from None
             digests[name] = file_digest(path)
         return digests
 
@@ -284,15 +292,18 @@ class Session:
         # as this run goes, and checking the rest of it would take longer than the run.
         if not FINISHED.issuperset(stored.values()):
             self.check()
-        outcome, pending = Outcome(), []
+        outcome = Outcome()
+        pending = [cell for cell in self.cells if not cell.skip and self.to_do(stored[cell.key])]
+        if pending:
+            check_writable(self.store.root)
+            if self.selection.executor == "ray":
+                self._ray()[0].check_address(self.selection.address)
         self._prepare_results(cells)
         for cell in self.cells:
             status = stored[cell.key]
             if cell.skip and status != "skipped":
                 self._store_skip(cells, cell)
-            elif not cell.skip and self.to_do(status):
-                pending.append(cell)
-            elif not cell.skip and status == "failed":
+            elif not cell.skip and status == "failed" and not self.to_do(status):
                 outcome.failed[cell.key] = "failed before; --retry-failed tries again"
         if pending:
             self.store.sweep()
@@ -314,6 +325,21 @@ class Session:
 
             self.set_up_torch()
             return InlineExecutor(self.workspace(), cells, self.reporter, mark)
+        cluster_of, executor_of, origin_of = self._ray()
+        origin, environment = origin_of.of(self), self.environment
+        cluster = cluster_of(
+            origin,
+            self.profile.resources,
+            environment.threads,
+            environment.device,
+            self.selection.address,
+        )
+        smoke = environment.limit_steps is not None
+        return executor_of(cluster, origin, self.store, cells, self.reporter, mark, smoke=smoke)
+
+    @staticmethod
+    def _ray() -> tuple[type[Cluster], type[RayExecutor], type[Origin]]:
+        """What needs Ray."""
         try:
             from bench.executors.ray_cluster import Cluster
             from bench.executors.ray_driver import RayExecutor
@@ -324,16 +350,7 @@ class Session:
             raise InputError(
                 "--executor ray needs Ray: pip install 'ssl-backdoor-bench[ray]'"
             ) from None
-        origin, environment = Origin.of(self), self.environment
-        cluster = Cluster(
-            origin,
-            self.profile.resources,
-            environment.threads,
-            environment.device,
-            self.selection.address,
-        )
-        smoke = environment.limit_steps is not None
-        return RayExecutor(cluster, origin, self.store, cells, self.reporter, mark, smoke=smoke)
+        return Cluster, RayExecutor, Origin
 
     def workspace(
         self, kind: type[Workspace] | None = None, store: Store | None = None

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bench.limits import check_inside, read_json
+from bench.limits import check_inside, check_regular, read_json
 
 MANIFEST = "manifest.json"
 COST = "cost.json"
@@ -87,7 +87,14 @@ def text_key(canonical: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes.
+
+    Raises
+    ------
+    InputError
+        When it is no regular file: a named pipe would be waited for.
+    """
+    check_regular(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -103,9 +110,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     OSError
         Names ``path``, not the file beside it that is written first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if isinstance(content, bytes):
                 temporary.write_bytes(content)
@@ -127,9 +134,14 @@ def naming(path: Path) -> Iterator[None]:
 
 def check_writable(folder: Path) -> None:
     """Raise the :class:`OSError` that writing into ``folder`` would, without making it."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with naming(folder), tempfile.TemporaryFile(dir=parent):
+    with naming(folder), tempfile.TemporaryFile(dir=nearest_there(folder)):
         pass
+
+
+def nearest_there(folder: Path) -> Path:
+    """The folder itself, or what there is of the way to it; a link that leads nowhere is there."""
+    way = (folder, *folder.absolute().parents)
+    return next(path for path in way if os.path.lexists(path))
 
 
 def seal(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench import registry
 from bench.config import Family, VictimEntry
 from bench.configfile import ConfigFile
+from bench.limits import MOST_JSON_BYTES, read_bytes
 from bench.lineage import ImportedVictim
 from bench.store import damage, file_digest
 from bench.yamlfile import Location
@@ -238,7 +239,8 @@ def _read(path: Path) -> dict[str, Any]:
         One line that names the file and the key.
     """
     try:
-        return _Stored.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
+        content = read_bytes(path, MOST_JSON_BYTES)
+        return _Stored.model_validate_json(content).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -246,16 +248,20 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path.name}{f', {where}' if where else ''}: {first['msg'][0].lower()}"
             f"{first['msg'][1:]}"
         ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _own_description(path: Path) -> dict[str, Any] | None:
     """What a file says about its network; None for one that is not ours."""
+    from bench.encoders.encoder import check_description
     from bench.encoders.weights import read_metadata
 
     found = read_metadata(path) if path.suffix == ".safetensors" else {}
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not found.keys() >= {*_FILE_SAYS, "image_size"}:
         return None
-    return found if found.keys() >= {*_FILE_SAYS, "image_size"} else None
+    check_description(found, path.name)
+    return found
 
 
 def _in_words(encoder: Encoder) -> str:

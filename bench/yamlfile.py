@@ -96,6 +96,8 @@ class YamlFile:
             # A date of month 99, a number of thousands of digits, a tag on what it does not fit.
             shown = str(node.value)[:40]
             raise self.error(location, f"{shown!r} is no {node.tag.rpartition(':')[2]}") from None
+        if isinstance(value, str) and any("\ud800" <= mark <= "\udfff" for mark in value):
+            raise self.error(location, f"{value[:40]!r} holds half a character")
         if isinstance(value, str) and "\0" in value:
             raise self.error(location, f"{value[:40]!r} holds a NUL, which no name or path may")
         return value

@@ -6,8 +6,8 @@
 Inline; Ray on one node; Ray on three local nodes with a cache of their own each, one of which is
 killed with all its processes at a random moment in mid-run. Each starts from an empty cache. The
 leaderboard (cost columns aside), every row of every cell and every score must be those of the
-inline run, and everything that is stored must match its checksums. Ends with status
-0 when nothing differs.
+inline run, and everything that is stored must match its checksums. Ends with status 0 when nothing
+differs.
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ The experiment is a corner of the `quick` matrix with every training loop cut sh
 four defenses. After each fault the run is resumed until it ends by itself; then the tables (cost
 columns aside), every row of every cell and every score must be those of the quiet run, no scratch
 folder may be left and everything that is stored must match its checksums. `--ray` does the faults
-of a cluster instead: three local nodes, workers and nodes that are killed, a driver that is killed.
-The random moments follow from the seed. Ends with status 0 when nothing differs.
+of a cluster instead, and adds their lines to the record: three local nodes, workers and nodes that
+are killed, a driver that is killed. The random moments follow from the seed. Ends with status 0
+when nothing differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -25,10 +27,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait
 from fault_places import file_systems, places
-from recording import replace
+from recording import append
 
 from bench.store import damage
 
@@ -36,15 +39,23 @@ from bench.store import damage
 class Campaign:
     """Faults one after the other, with a table of what became of each."""
 
-    def __init__(self, arena: Arena, reference: dict[str, str], whole: float, seed: int) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        reference: dict[str, str],
+        whole: float,
+        seed: int,
+        record: Path | None = None,
+    ) -> None:
         self.arena, self.reference, self.whole = arena, reference, whole
-        self.draw = random.Random(seed)
+        self.draw, self._record = random.Random(seed), record
         self.rows: list[dict[str, object]] = []
 
     def note(self, fault: str, detail: str, outcome: str, seconds: float) -> None:
-        self.rows.append(
-            {"fault": fault, "detail": detail, "outcome": outcome, "seconds": f"{seconds:.1f}"}
-        )
+        row = {"fault": fault, "detail": detail, "outcome": outcome, "seconds": f"{seconds:.1f}"}
+        self.rows.append(row)
+        if self._record is not None:
+            append(self._record, [row])
         print(f"{len(self.rows):4d} {fault}: {detail}: {outcome}", flush=True)
 
     def kills(self, wanted: int) -> None:
@@ -171,15 +182,18 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
             with local_nodes(arena, processors=2) as (cluster, nodes):
                 pid = arena.start()
                 moment = 15 + campaign.draw.uniform(0.2, 0.8) * campaign.whole
-                gone = wait(pid, moment) is not None
-                said = "too late" if gone else harm(fault, pid, cluster, nodes, campaign.draw)
-                code = 0 if said == "too late" else wait(pid, PATIENCE)
+                code = wait(pid, moment)
+                said = "too late"
+                if code is None:
+                    said = harm(fault, pid, cluster, nodes, campaign.draw)
+                    # A run that ended before it could be harmed has been waited for.
+                    code = wait(pid, PATIENCE) if said == "killed" else "a status of its own"
                 outcome = resumed(arena, campaign.reference)
             detail = f"round {number + 1}, after {moment:.1f} s, {said}, run ended with {code}"
             campaign.note(f"ray: kill {fault}", detail, outcome, time.monotonic() - start)
 
 
-def harm(fault: str, pid: int, cluster: object, nodes: list, draw: random.Random) -> str:
+def harm(fault: str, pid: int, cluster: Any, nodes: list, draw: random.Random) -> str:
     """Kill a worker, a node with all its processes, or the driver."""
     if fault == "the driver":
         os.kill(pid, signal.SIGKILL)
@@ -188,16 +202,27 @@ def harm(fault: str, pid: int, cluster: object, nodes: list, draw: random.Random
         cluster.remove_node(nodes.pop(), allow_graceful=False)
         return "killed"
     while wait(pid, 0.05) is None:
-        # Ray names a process after the stage at work in it.
-        listed = subprocess.run(
-            ["pgrep", "-f", "^ray::(pretrain|implant|probe|audit|fit|score|evaluate) "],
-            capture_output=True,
-            text=True,
-        ).stdout.split()
-        if listed:
-            os.kill(int(draw.choice(listed)), signal.SIGKILL)
+        if working := at_work(cluster.address):
+            os.kill(draw.choice(working), signal.SIGKILL)
             return "killed"
     return "too late"
+
+
+def at_work(address: str) -> list[int]:
+    """Processes of that cluster, and of no other on this machine, that are at a stage."""
+    # Ray names a process after the stage at work in it; its parent is a node of its cluster.
+    listed = subprocess.run(
+        ["pgrep", "-f", "^ray::(pretrain|implant|probe|audit|fit|score|evaluate) "],
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    working = []
+    for pid in map(int, listed):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            if address.encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
+                working.append(pid)
+    return working
 
 
 def main() -> int:
@@ -219,7 +244,9 @@ def main() -> int:
         print((quiet.folder / "log.txt").read_text(), file=sys.stderr)
         return 1
     whole = time.monotonic() - start
-    campaign = Campaign(arena, digest(quiet), whole, arguments.seed)
+    if arguments.record and not arguments.ray:
+        arguments.record.unlink(missing_ok=True)
+    campaign = Campaign(arena, digest(quiet), whole, arguments.seed, arguments.record)
     print(f"quiet run: {whole:.1f} s, {len(quiet.cells())} cells", flush=True)
     if arguments.ray:
         ray_faults(campaign, arguments.ray)
@@ -230,8 +257,6 @@ def main() -> int:
         damages(campaign)
         places(campaign)
         file_systems(campaign)
-    if arguments.record:
-        replace(arguments.record, campaign.rows)
     counts = Counter(str(row["fault"]) for row in campaign.rows)
     bad = [
         row

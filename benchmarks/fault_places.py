@@ -1,4 +1,7 @@
-"""Faults of the places that a run works in: disks, file systems, other runs, clocks."""
+"""Faults of the places that a run works in: disks, file systems, other runs, clocks.
+
+Needs the right to mount (a full disk is a tmpfs), and bindfs for a file system of our own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from fault_campaign import Campaign
 
 SILENT_SECONDS = 20.0
+SECONDS_TO_MOUNT = 30.0
 
 
 @contextlib.contextmanager
@@ -65,10 +69,11 @@ def places(campaign: Campaign) -> None:
     def vanishing() -> str:
         arena.wipe()
         pid = arena.start()
-        gone = wait(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole) is not None
+        code = wait(pid, campaign.draw.uniform(0.3, 0.8) * campaign.whole)
+        late = ", too late" if code is not None else ""
         shutil.rmtree(arena.cache, ignore_errors=True)
-        code = 0 if gone else wait(pid, PATIENCE)
-        return f"run ended with {code}"
+        code = wait(pid, PATIENCE) if code is None else code
+        return f"run ended with {code}{late}"
 
     for number in range(3):
         campaign.once("cache vanishes", f"time {number + 1}", vanishing)
@@ -113,15 +118,19 @@ def served(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
         folder.mkdir(parents=True)
     server = subprocess.Popen(["bindfs", "-f", str(behind), str(arena.cache)])
     try:
+        end = time.monotonic() + SECONDS_TO_MOUNT
         while not os.path.ismount(arena.cache):
-            if server.poll() is not None:
-                raise RuntimeError(f"bindfs ended with {server.returncode}")
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"bindfs does not serve {arena.cache}")
             time.sleep(0.05)
         yield server
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGCONT)
-        subprocess.run(["umount", "-l", str(arena.cache)], check=True)
+        if os.path.ismount(arena.cache) or server.poll() is not None:
+            subprocess.run(["umount", "-l", str(arena.cache)], check=False)
+        if server.poll() is None:
+            server.terminate()
         server.wait()
         arena.cache.rmdir()
         behind.rename(arena.cache)
@@ -129,52 +138,58 @@ def served(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
 
 def file_systems(campaign: Campaign) -> None:
     """A cache that is slow, one that is silent for a while, one that is gone in mid-run."""
-    arena, draw = campaign.arena, campaign.draw
 
     def slow() -> str:
-        arena.wipe()
-        with served(arena) as server:
-            pid, over = arena.start(), threading.Event()
-
-            def stutter() -> None:
-                while not over.wait(0.1):
-                    server.send_signal(signal.SIGSTOP)
-                    over.wait(0.3)
-                    server.send_signal(signal.SIGCONT)
-
-            thread = threading.Thread(target=stutter)
-            thread.start()
-            code = wait(pid, PATIENCE)
-            over.set()
-            thread.join()
+        campaign.arena.wipe()
+        with served(campaign.arena) as server:
+            pid = campaign.arena.start()
+            with stuttering(server):
+                code = wait(pid, PATIENCE)
         return f"run ended with {code}"
 
+    def silent(server: subprocess.Popen[bytes]) -> None:
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(SILENT_SECONDS)
+        server.send_signal(signal.SIGCONT)
+
+    def in_mid_run(harm: Callable[[subprocess.Popen[bytes]], None]) -> str:
+        campaign.arena.wipe()
+        with served(campaign.arena) as server:
+            moment = campaign.draw.uniform(0.1, 0.8) * campaign.whole
+            pid = campaign.arena.start()
+            if (code := wait(pid, moment)) is not None:
+                return f"after {moment:.1f} s, too late, run ended with {code}"
+            harm(server)
+            code = wait(pid, PATIENCE)
+        return f"after {moment:.1f} s, run ended with {code}"
+
     campaign.once("cache on a slow file system", "answers a quarter of the time", slow)
+    for _ in range(3):
+        what = f"for {SILENT_SECONDS:.0f} s"
+        campaign.once("cache stops answering", what, lambda: in_mid_run(silent))
+    for _ in range(3):
+        campaign.once(
+            "file system of the cache dies",
+            "its server is killed",
+            lambda: in_mid_run(subprocess.Popen.kill),
+        )
 
-    def silent() -> str:
-        arena.wipe()
-        with served(arena) as server:
-            pid, moment = arena.start(), draw.uniform(0.1, 0.8) * campaign.whole
-            if wait(pid, moment) is not None:
-                return f"after {moment:.1f} s, too late"
+
+@contextlib.contextmanager
+def stuttering(server: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let a process run a quarter of the time, in pieces of a tenth of a second."""
+    over = threading.Event()
+
+    def stutter() -> None:
+        while not over.wait(0.1):
             server.send_signal(signal.SIGSTOP)
-            time.sleep(SILENT_SECONDS)
+            over.wait(0.3)
             server.send_signal(signal.SIGCONT)
-            code = wait(pid, PATIENCE)
-        return f"after {moment:.1f} s, run ended with {code}"
 
-    for _ in range(3):
-        campaign.once("cache stops answering", f"for {SILENT_SECONDS:.0f} s", silent)
-
-    def gone() -> str:
-        arena.wipe()
-        with served(arena) as server:
-            pid, moment = arena.start(), draw.uniform(0.1, 0.8) * campaign.whole
-            if wait(pid, moment) is not None:
-                return f"after {moment:.1f} s, too late"
-            server.kill()
-            code = wait(pid, PATIENCE)
-        return f"after {moment:.1f} s, run ended with {code}"
-
-    for _ in range(3):
-        campaign.once("file system of the cache dies", "its server is killed", gone)
+    thread = threading.Thread(target=stutter)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

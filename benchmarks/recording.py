@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.store import write_atomically
+
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV file; a new one starts with the keys of the first row."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    """Add rows to a CSV file; a new one starts with the keys of the first row.
+
+    Raises
+    ------
+    ValueError
+        When the file has other columns.
+    """
+    if not path.exists():
+        replace(path, rows)
+        return
+    with path.open("r+", newline="") as stream:
+        header = next(csv.reader(stream), [])
+        if header != list(rows[0]):
+            raise ValueError(f"{path} has the columns {header}, not {list(rows[0])}")
+        stream.seek(0, 2)
+        csv.DictWriter(stream, header).writerows(rows)
 
 
 def replace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file that holds these rows and no others."""
-    path.unlink(missing_ok=True)
-    append(path, rows)
+    """Write a CSV file that holds these rows, at least one, and no others."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from bench.errors import InputError
-from bench.limits import MOST_IMAGE_BYTES, MOST_PIXELS, file_size, read_bytes
+from bench.limits import MOST_EDGE, MOST_IMAGE_BYTES, MOST_PIXELS, file_size, read_bytes
 
 __all__ = ["FORMATS", "UNREADABLE", "check_image", "open_image", "read_image", "why_unreadable"]
 
@@ -36,6 +36,8 @@ def open_image(source: bytes | Path, formats: Sequence[str] = FORMATS) -> Image.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, MOST_IMAGE_BYTES)
     image = Image.open(BytesIO(data), formats=formats)
+    if max(image.size) > MOST_EDGE:
+        raise ValueError(f"too large an image: over {MOST_EDGE:,} pixels on one side")
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise ValueError("an animation")
     return image

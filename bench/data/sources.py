@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from bench.data.imageset import ImageSet
 from bench.data.pictures import check_image, read_image
 from bench.data.source import Source, digest_files, numbered_classes
 from bench.errors import InputError
-from bench.limits import MOST_ROWS, MOST_UNPACKED
+from bench.limits import MOST_ROWS, MOST_UNPACKED, check_regular
 
 _ROWS_AT_ONCE = 64
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -67,7 +68,11 @@ class Parquet(Source):
     def count(self, split: str) -> int:
         import pyarrow.parquet as pq
 
-        return sum(pq.read_metadata(path).num_rows for path in self._files(split))
+        rows = 0
+        for path in self._files(split):
+            with _readable(path):
+                rows += pq.read_metadata(path).num_rows
+        return rows
 
     def classes(self, split: str) -> int:
         return len(self._table(split).class_names)
@@ -94,6 +99,8 @@ class Parquet(Source):
         files = sorted({*self.path.glob(f"{split}.parquet"), *self.path.glob(f"{split}-*.parquet")})
         if not files:
             raise self._no_split(split, self.path)
+        for path in files:
+            check_regular(path)
         return files
 
     def _table(self, split: str) -> _Table:
@@ -263,6 +270,13 @@ class Torchvision(Source):
             raise InputError(f"dataset {self.name!r} in {self.root}: {error}") from None
 
 
+def remedy(name: str) -> str:
+    """Words for how to get a data set or weights; none where no command can."""
+    from bench.encoders.pretrained import PRETRAINED
+
+    return f" (bench download {name})" if name in (*Torchvision.NAMES, *PRETRAINED) else ""
+
+
 def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], base: Path) -> Source:
     """The source of a named data set.
 
@@ -279,7 +293,8 @@ def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], ba
         return _open_captions(name, config, (base / str(config.path)).resolve())
     if config.source in ("parquet", "folder"):
         folder = (base / str(config.path)).resolve() if config.path else base
-        if not folder.is_dir():
+        single = config.source == "parquet" and folder.is_file()
+        if not (folder.is_dir() or single):
             raise InputError(f"dataset {name!r}: no folder {config.path}")
         return (
             Parquet(name, config, folder)
@@ -320,21 +335,33 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in named if not path.is_dir())
 
 
-def _columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes] | None]:
-    """The columns of a parquet file that are of use, and the metadata of its schema."""
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of which file it is that pyarrow cannot read it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable parquet file: {what}") from None
+
+
+def _columns(path: Path) -> tuple[dict[str, Any], dict[bytes, bytes] | None]:
+    """The columns of a parquet file that are of use, and the metadata of its schema."""
+    import pyarrow.parquet as pq
+
+    with _readable(path):
         schema = pq.read_schema(path)
         if "image" not in schema.names:
             raise InputError(
                 f"{path}: no column 'image'; the columns are {', '.join(schema.names)}"
             )
         wanted = [name for name in ("image", "label", "caption") if name in schema.names]
+        for name in wanted:
+            if schema.names.count(name) > 1:
+                raise InputError(f"{path}: two columns {name!r}")
         table = _read_in_parts(path, wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file: {error}") from None
     return {name: table[name].combine_chunks() for name in wanted}, schema.metadata
 
 
@@ -398,5 +425,5 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
     try:
         info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         return tuple(info["info"]["features"]["label"]["names"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()

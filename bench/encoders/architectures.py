@@ -30,6 +30,8 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MOST_SETTING = 2**20
+"""Of any setting of an architecture: no layer is wider."""
 
 
 class SimCLRBase(nn.Module):
@@ -180,11 +182,14 @@ class Architecture:
         for name, value in complete.items():
             if type(value) is not type(self.settings[name]):
                 raise ValueError(f"{name} should be like {self.settings[name]!r}, got {value!r}")
+            if type(value) is int and value > MOST_SETTING:
+                raise ValueError(f"{name} should be at most {MOST_SETTING:,}, got {value:.3g}")
         try:
             with torch.device("meta"):
                 return self.make(**complete)
         except RuntimeError as error:  # sizes that no memory could have
-            raise ValueError(f"{self.name}: {complete} cannot be: {error}") from None
+            why = str(error).partition("\n")[0]  # torch's own stack follows
+            raise ValueError(f"{self.name}: {complete} cannot be: {why}") from None
 
 
 def build(architecture: str, **settings: Any) -> nn.Module:

@@ -26,12 +26,38 @@ from bench.encoders.weights import (
 )
 from bench.limits import MOST_SIDE
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "check_description"]
 
 _PIXELS_PER_BATCH = 512 * 32 * 32
 _PIXELS_PER_BATCH_ON_CPU = 128 * 32 * 32
 """What passes from layer to layer then stays in a processor's cache: a fifth faster than four times
 the images, and the same bits."""
+
+
+def check_description(metadata: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse what a file says of its encoder where it is of the wrong type.
+
+    Raises
+    ------
+    CheckpointError
+        Names ``source`` and the key.
+    """
+    fitting = {
+        "architecture": isinstance(metadata["architecture"], str),
+        "settings": isinstance(metadata["settings"], Mapping),
+        "mean": _is_colour(metadata["mean"]),
+        "std": _is_colour(metadata["std"]),
+        "image_size": type(metadata["image_size"]) is int,
+    }
+    for key, fits in fitting.items():
+        if not fits:
+            raise CheckpointError(f"{source}: what it says of its {key} is none")
+
+
+def _is_colour(value: Any) -> bool:
+    """Three numbers, or None for the architecture's own."""
+    numbers = isinstance(value, list) and {type(part) for part in value} <= {int, float}
+    return value is None or (numbers and len(value) == 3)
 
 
 class Encoder:
@@ -270,6 +296,7 @@ class Encoder:
                 f"{path}: no encoder metadata ({', '.join(sorted(missing))}); "
                 "use import_checkpoint for a foreign file"
             )
+        check_description(metadata, path)
         try:
             options = {name: metadata[name] for name in wanted}
             # Before the memory of a network is asked for, whatever its settings say.

@@ -19,6 +19,7 @@ from bench.limits import file_size
 
 __all__ = [
     "CheckpointError",
+    "check_header",
     "check_keys",
     "load_strictly",
     "read_metadata",
@@ -130,6 +131,27 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if size > _MOST_REPEATED + _MOST_SHARED * stored:
         raise CheckpointError(f"{path}: tensors of {size:,} bytes in a file of {stored:,}")
     return content
+
+
+def check_header(path: Path) -> None:
+    """Refuse at once what is no checkpoint, before all of it is read.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing or of another kind.
+    """
+    if path.suffix == ".safetensors":
+        read_metadata(path)
+        return
+    try:
+        file_size(path)
+        with path.open("rb") as stream:
+            start = stream.read(2)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if start != b"PK" and start[:1] != b"\x80":
+        raise CheckpointError(f"{path}: neither an archive nor a pickle of torch")
 
 
 def _check_archive(path: Path) -> None:

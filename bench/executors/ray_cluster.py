@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from bench.graph import Stage
 
 SECONDS_BETWEEN_CENSUSES = 5.0
 SECONDS_TO_ANSWER = 60.0
+SECONDS_TO_CONNECT = 10.0
 _PASSED_ON = ("PYTHONPATH", "BENCH_DATA", "BENCH_THIRD_PARTY", "OMP_WAIT_POLICY")
 
 
@@ -64,6 +66,26 @@ class Cluster:
         self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
         self._nodes: list[dict[str, float]] = []
         self._counted = 0.0
+
+    @staticmethod
+    def check_address(address: str | None) -> None:
+        """Refuse an address that nobody answers at: Ray would try it for minutes.
+
+        Raises
+        ------
+        InputError
+            With what an address looks like, or why there is no connection.
+        """
+        if address in (None, "auto", "local"):
+            return
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+            raise InputError(f"--address is auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
+        except OSError as error:
+            why = error.strerror or error
+            raise InputError(f"no Ray cluster at {address}: {why}") from None
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -119,6 +119,9 @@ def output_folder(encoder: Path, output: Path | None) -> Path:
     folder = output if output is not None else Path(f"scan-{_stem(encoder)}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a folder is wanted there")
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise InputError(f"{folder / name} is a folder; a file goes there")
     strangers = [name for name in FILES if (folder / name).exists()]
     if strangers and "scan.json" not in strangers:
         raise InputError(

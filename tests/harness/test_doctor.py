@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.doctor import Finding, findings
 from bench.listing import Kind, listing
 
@@ -29,10 +31,30 @@ def test_a_damaged_data_set_is_found(write_config, tiny, tmp_path, content):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.parquet").write_bytes(content)
     tiny["datasets"]["mine"] = {"source": "parquet", "path": "mine"}
-    bad = [what for what, good in said(write_config(tiny)).items() if not good]
+    tiny["profiles"]["other"] = {**tiny["profiles"]["tiny"], "out_of_distribution": "mine"}
+    lines = said(write_config(tiny))
+    bad = [what for what, good in lines.items() if not good]
     assert len(bad) == 1
     assert "dataset mine: parquet: " in bad[0]
     assert "not a readable parquet file" in bad[0]
+    assert lines["profile other cannot run yet: a readable data set mine"]
+
+
+def test_a_named_path_that_leads_nowhere_is_a_defect(write_config, tiny):
+    tiny["datasets"]["mine"] = {"source": "folder", "path": "nowhere"}
+    tiny["datasets"]["long"] = {"source": "folder", "path": "n" * 300}
+    lines = said(write_config(tiny))
+    assert not lines["dataset mine is absent: dataset 'mine': no folder nowhere"]
+    assert lines["profile tiny can run here (bench run)"]  # what comes after is said as well
+    assert sum(not good for good in lines.values()) == 2
+
+
+def test_the_command_says_it_in_lines_and_ends_with_one(write_config, tiny):
+    tiny["datasets"]["mine"] = {"source": "folder", "path": "no\x1b]0;where\x07"}
+    ran = CliRunner().invoke(app, ["doctor", "--config", str(write_config(tiny))])
+    assert ran.exit_code == 1
+    assert "BAD  dataset mine is absent: dataset 'mine': no folder no\\x1b]0;where" in ran.stdout
+    assert "\x1b" not in ran.stdout
 
 
 def test_a_profile_that_skips_what_is_not_fetched_says_so(

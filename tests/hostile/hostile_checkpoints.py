@@ -359,6 +359,40 @@ def zeros(folder: Path) -> Deed:
     return scanned(folder, "x.safetensors", says="x.safetensors")
 
 
+def own_victim(folder: Path, **says: Any) -> Deed:
+    """A victim of the matrix whose file says strange things of its encoder."""
+    said = {"architecture": "resnet-narrow", "settings": {"width": 4, "stem_stride": 2}}
+    said |= {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 32, **says}
+    save_file(narrow(), folder / "x.safetensors", metadata={"bench": json.dumps(said)})
+    entry = {"from": "x.safetensors", "label": "x", "target": 0}
+    entry["trigger"] = {"kind": "patch", "size": 3}
+    experiment(folder, (("matrix", "attacks", 1), entry))
+    return command("run", says=f"what it says of its {next(iter(says))} is none")
+
+
+@case("checkpoint", "victim that says a number in the place of its settings")
+def own_settings(folder: Path) -> Deed:
+    return own_victim(folder, settings=5)
+
+
+@case("checkpoint", "victim that says a list in the place of its architecture")
+def own_architecture(folder: Path) -> Deed:
+    return own_victim(folder, architecture=["resnet-narrow"])
+
+
+@case("checkpoint", "victim whose images have a true size")
+def own_size(folder: Path) -> Deed:
+    return own_victim(folder, image_size=True)
+
+
+@case("checkpoint", "clean encoder of 20 GB of nothing")
+def hole(folder: Path) -> Deed:
+    with (folder / "x.pth").open("wb") as stream:
+        stream.truncate(20 * GIGA)
+    experiment(folder, (ENCODER, "x.pth"))
+    return command("run", says="neither an archive nor a pickle")
+
+
 @case("checkpoint", "link to itself")
 def itself(folder: Path) -> Deed:
     (folder / "x.pth").symlink_to("x.pth")

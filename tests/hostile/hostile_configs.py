@@ -270,3 +270,48 @@ def scan_seed(folder: Path) -> Deed:
 def long_path(folder: Path) -> Deed:
     (folder / "images").mkdir()
     return command("scan", "x" * 10_000 + ".pth", "--images", "images")
+
+
+@case("command line", "Ray at a port where nobody answers")
+def nobody(folder: Path) -> Deed:
+    experiment(folder)
+    return command("run", "--executor", "ray", "--address", "127.0.0.1:1", says="no Ray cluster")
+
+
+@case("command line", "Ray at a word")
+def word(folder: Path) -> Deed:
+    experiment(folder)
+
+    def unwritten() -> None:
+        assert not (folder / "results").exists(), "a refused run wrote results"
+
+    more = ("--executor", "ray", "--address", "nonsense")
+    return command("run", *more, says="HOST:PORT", after=unwritten)
+
+
+@case("command line", "cache below a file")
+def cache_below(folder: Path) -> Deed:
+    experiment(folder)
+    (folder / "file").write_text("")
+
+    def unwritten() -> None:
+        assert not (folder / "results").exists(), "a refused run wrote results"
+
+    return command("run", "--cache", "file/cache", says="file/cache: Not a d", after=unwritten)
+
+
+@case("config", "path of half a character")
+def surrogate(folder: Path) -> Deed:
+    return appended(folder, 'data_roots: ["\\ud800"]\n', says="half a character")
+
+
+@case("config", "width of 31 digits")
+def width(folder: Path) -> Deed:
+    experiment(folder, (("profiles", "tiny", "encoder", "settings", "width"), 10**30))
+    return command("run", says="width should be at most")
+
+
+@case("config", "description that would steer the terminal")
+def escapes(folder: Path) -> Deed:
+    experiment(folder, (("profiles", "tiny", "description"), "\x1b]0;mine\x07"))
+    return command("list", "profiles", outcome="set aside", says="\\x1b]0;mine")

@@ -475,3 +475,30 @@ def scan_names(folder: Path) -> Deed:
 
     arguments = ("--images", "images", "--defenses", "mahalanobis", "--device", "cpu")
     return command("scan", "x.pth", *arguments, "--output", "out", outcome="escaped", after=after)
+
+
+@case("cache", "seconds of a stage that are a list, a pipe, a huge number")
+def strange_seconds(folder: Path) -> Deed:
+    experiment(folder)
+    place = folder / ".bench" / "seconds"
+    place.mkdir(parents=True)
+
+    def call() -> None:
+        from bench.configfile import ConfigFile
+        from bench.errors import InputError
+        from bench.graph import cost_name
+        from bench.history import History
+        from bench.session import Session
+
+        session = Session(ConfigFile(folder / "bench.yaml"))
+        stages = [stage for cell in session.cells for stage in cell.stage.inputs.values()]
+        names = list(dict.fromkeys(cost_name(stage) for stage in stages))[:4]
+        os.mkfifo(place / f"{names[0]}.json")
+        strange = ("[1]", '{"seconds": %s}' % ("9" * 400), "[" * 10**5)
+        for name, text in zip(names[1:], strange, strict=True):
+            (place / f"{name}.json").write_text(text)
+        history = History(session.store)
+        assert {history.seconds(stage) for stage in stages} == {None}
+        raise InputError("all of them count as unknown")
+
+    return Deed(call=call, says="all of them count as unknown")

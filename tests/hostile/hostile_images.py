@@ -289,6 +289,45 @@ def parquet_label(folder: Path) -> Deed:
     return on_set(folder, "parquet", says="label")
 
 
+@case("image", "PNG of 1 x 30,000,000 pixels, scanned")
+def png_line(folder: Path) -> Deed:
+    return one_image(folder, png_of(1, 30_000_000), says="none of 1 images")
+
+
+@case("image set", "named pipe in the place of a parquet file, to run")
+def parquet_pipe(folder: Path) -> Deed:
+    (folder / "set").mkdir()
+    os.mkfifo(folder / "set" / "train.parquet")
+    return on_set(folder, "parquet", says="no regular file")
+
+
+@case("image set", "named pipe in the place of a parquet file, to look at")
+def parquet_pipe_listed(folder: Path) -> Deed:
+    (folder / "set").mkdir()
+    os.mkfifo(folder / "set" / "train.parquet")
+    experiment(folder, (("datasets", "strange"), {"source": "parquet", "path": "set"}))
+    return command("list", "datasets", outcome="set aside", says="no regular file")
+
+
+@case("image set", "parquet file whose class names are nested 100,000 deep")
+def parquet_nested(folder: Path) -> Deed:
+    (folder / "set").mkdir()
+    table = pa.table({"image": pa.array([png(32, 32)] * 3, pa.binary()), "label": [0, 1, 2]})
+    table = table.replace_schema_metadata({"huggingface": "[" * 100_000})
+    pq.write_table(table, folder / "set" / "train.parquet")
+    experiment(folder, (("datasets", "strange"), {"source": "parquet", "path": "set"}))
+    return command("doctor", outcome="set aside", says="dataset strange: parquet")
+
+
+@case("image set", "parquet file with two columns of images")
+def parquet_twice(folder: Path) -> Deed:
+    (folder / "set").mkdir()
+    images = pa.array([png(32, 32)] * 3, pa.binary())
+    table = pa.Table.from_arrays([images, images], names=["image", "image"])
+    pq.write_table(table, folder / "set" / "train.parquet")
+    return on_set(folder, "parquet", says="two columns 'image'")
+
+
 @case("image set", "parquet file of other columns")
 def parquet_columns(folder: Path) -> Deed:
     (folder / "set").mkdir()
