@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import socket
 import sys
 import tempfile
 from pathlib import Path
 
+# Before torch loads: a fork of a process that has used OpenMP's threads waits for them for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hostile"))
 
 import hostile
