@@ -106,7 +106,10 @@ def _configuration(config: Path, cache: Path | None) -> Iterator[Finding]:
             unusable[name] = problem
     for name in file.config.profiles:
         yield _profile(file, name, unusable)
-    yield _cache(Session(file, Selection(cache=cache)).store.root)
+    try:
+        yield _cache(Session(file, Selection(cache=cache)).store.root)
+    except InputError as error:
+        yield Finding(False, str(error))
 
 
 def _dataset(file: ConfigFile, name: str) -> tuple[Finding, str | None]:

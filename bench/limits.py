@@ -118,6 +118,21 @@ def check_arrays(path: Path) -> None:
         raise ValueError(f"arrays of {size:,} bytes; at most {MOST_ARRAY_BYTES:,} are read")
 
 
+def check_text(path: Path) -> Path:
+    """The path, whose name libraries written in other languages can read.
+
+    Raises
+    ------
+    InputError
+        When it is no text.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{str(path)!r}: a folder's name has to be UTF-8") from None
+    return path
+
+
 def check_inside(path: Path, root: Path) -> None:
     """Refuse a path under ``root`` that links lead to a place outside; ``root`` may be a link.
 

@@ -18,7 +18,7 @@ from bench.config.file import SMOKE_SUFFIX
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment, topological
-from bench.limits import MOST_SEED, read_json
+from bench.limits import MOST_SEED, check_text, read_json
 from bench.lineage import Lineage
 from bench.matrix import Planner
 from bench.progress import Silent
@@ -103,7 +103,7 @@ class Session:
     @cached_property
     def store(self) -> Store:
         chosen = self.selection.cache or os.environ.get("BENCH_CACHE")
-        return Store(Path(chosen) if chosen else self.file.root / ".bench")
+        return Store(check_text(Path(chosen) if chosen else self.file.root / ".bench"))
 
     @cached_property
     def environment(self) -> Environment:
@@ -463,7 +463,7 @@ def data_roots(file: ConfigFile) -> list[Path]:
 
 def results_folder(file: ConfigFile, results: Path | None, profile: str) -> Path:
     """Where the results of a profile lie."""
-    return (Path(results) if results else file.root / "results") / profile
+    return check_text(Path(results) if results else file.root / "results") / profile
 
 
 def _selected(

@@ -315,3 +315,15 @@ def width(folder: Path) -> Deed:
 def escapes(folder: Path) -> Deed:
     experiment(folder, (("profiles", "tiny", "description"), "\x1b]0;mine\x07"))
     return command("list", "profiles", outcome="set aside", says="\\x1b]0;mine")
+
+
+@case("command line", "cache whose name is no text")
+def cache_bytes(folder: Path) -> Deed:
+    experiment(folder)
+    return command("run", "--cache", os.fsdecode(b"cache-\xff"), says="has to be UTF-8")
+
+
+@case("command line", "results whose name is no text")
+def results_bytes(folder: Path) -> Deed:
+    experiment(folder)
+    return command("run", "--results", os.fsdecode(b"results-\xff"), says="has to be UTF-8")
