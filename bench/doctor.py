@@ -126,7 +126,7 @@ def _dataset(file: ConfigFile, name: str) -> tuple[Finding, str | None]:
         # A missing optional data set is no defect of the installation; a named path that leads
         # nowhere is one.
         finding = Finding(config.path is None, f"dataset {name} is absent: {error}")
-        return finding, f"data set {stored}{remedy(stored)}"
+        return finding, f"data set {stored}{remedy(stored) or ' (see its line above)'}"
     kind = type(source).__name__.lower()
     try:
         source.check("train")

@@ -50,21 +50,14 @@ def places(campaign: Campaign) -> None:
     for size in ("64k", "512k", "2m", "8m"):
         campaign.once("disk full (cache)", size, lambda size=size: full_disk(size))
 
-    def full_results() -> str:
+    def results_on(options: str) -> str:
         shutil.rmtree(arena.results)
-        with mounted(arena.results, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
+        with mounted(arena.results, "-t", "tmpfs", "-o", options, "tmpfs"):
             code = arena.finish()
         return f"run ended with {code}"
 
-    campaign.once("disk full (results)", "256k", full_results)
-
-    def read_only() -> str:
-        shutil.rmtree(arena.results)
-        with mounted(arena.results, "-t", "tmpfs", "-o", "ro", "tmpfs"):
-            code = arena.finish()
-        return f"run ended with {code}"
-
-    campaign.once("read-only results", "tmpfs -o ro", read_only)
+    campaign.once("disk full (results)", "256k", lambda: results_on("size=256k"))
+    campaign.once("read-only results", "tmpfs -o ro", lambda: results_on("ro"))
 
     def vanishing() -> str:
         arena.wipe()

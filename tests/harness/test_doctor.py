@@ -26,6 +26,15 @@ def test_a_profile_lacks_a_data_set(write_config, tiny):
     assert all(lines.values())
 
 
+def test_a_data_set_that_no_command_fetches_is_put_there_by_hand(write_config, tiny):
+    tiny["datasets"]["rare"] = {}
+    tiny["profiles"]["other"] = {**tiny["profiles"]["tiny"], "out_of_distribution": "rare"}
+    lines = said(write_config(tiny))
+    assert lines["profile other cannot run yet: data set rare (see its line above)"]
+    (above,) = [what for what in lines if what.startswith("dataset rare is absent: ")]
+    assert "put parquet files or image folders there, or name a path in the config" in above
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 and nothing else"])
 def test_a_damaged_data_set_is_found(write_config, tiny, tmp_path, content):
     (tmp_path / "mine").mkdir()
