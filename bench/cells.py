@@ -26,6 +26,8 @@ from bench.store import (
 )
 
 _TOLD = ("attack", "defense", "status", "reason")
+SECONDS_UNTIL_SILENT = 60.0
+"""Of a run on another machine, which may have died with its machine."""
 FINISHED = frozenset({"ok", "attack-weak", "attack-invalid", "uncontrolled"})
 
 
@@ -33,8 +35,9 @@ class CellStore:
     """``results/<profile>/cells/<key>/``; what lies here is enough to resume a run."""
 
     def __init__(self, results: Path) -> None:
-        self.folder = Path(results) / "cells"
-        self._scratch = Path(results) / ".part"
+        self._results = Path(results)
+        self.folder = self._results / "cells"
+        self._scratch = self._results / ".part"
 
     def status(self, key: str) -> str | None:
         """The stored status; None when nothing whole is stored under that key."""
@@ -80,13 +83,14 @@ class CellStore:
     def scratch(self) -> Path:
         """An empty folder on the same file system as the cells."""
         path = self._scratch / scratch_name()
+        check_inside(path, self._results)
         path.mkdir(parents=True)
         return path
 
     def publish(self, scratch: Path, key: str) -> None:
         """Seal a finished scratch folder and put it in place of whatever is stored.
 
-        When two runs finish one cell at once, the first stays: equal keys mean equal cells.
+        When two runs finish one cell at once, one of them stays: equal keys mean equal cells.
         """
         seal(scratch)
         target, old = self.folder / key, self._scratch / scratch_name()
@@ -107,7 +111,12 @@ class CellStore:
         reason: str,
         extra: Mapping[str, Any],
     ) -> None:
-        """Store a failed or skipped cell: a row with its reason and no numbers."""
+        """Store a failed or skipped cell: a row with its reason and no numbers.
+
+        A cell that has its numbers keeps them: another run has finished it meanwhile.
+        """
+        if self.done(key):
+            return
         scratch = self.scratch()
         empty = {name: "" if COLUMNS[name].kind == "text" else None for name in ROW_COLUMNS}
         row = {**empty, **identity, "status": status, "reason": reason, "key": key}
@@ -127,7 +136,20 @@ class CellStore:
 
     def sweep(self) -> None:
         """Remove scratch folders that killed runs left."""
+        check_inside(self._scratch, self._results)
         sweep_scratch(self._scratch)
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A stage that is being computed: its key, what it is called and how far it is, or nothing.
+
+    Several at work at once may be called the same.
+    """
+
+    key: str
+    label: str
+    progress: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +161,7 @@ class RunState:
     done, waiting
         Stages that need no more work, and stages whose turn has not come.
     running
-        Label of a stage at work -> how far it is, or nothing.
+        Stages at work.
     seconds_left
         Of all stages that were timed here before, one after the other.
     width
@@ -148,7 +170,7 @@ class RunState:
 
     done: int
     waiting: int
-    running: Mapping[str, str]
+    running: Sequence[AtWork]
     seconds_left: float
     width: int = 1
 
@@ -173,24 +195,26 @@ class RunningMark:
 
     def __init__(self, results: Path) -> None:
         self._path = Path(results) / ".running" / f"{socket.gethostname()}-{os.getpid()}.json"
+        check_inside(self._path, Path(results))
         self._since: dict[str, float] = {}
 
     def __enter__(self) -> RunningMark:
-        for path in self._path.parent.glob(f"{socket.gethostname()}-*.json"):
-            process = path.stem.rpartition("-")[2]
-            if not (process.isdecimal() and process_alive(int(process))):
+        for path in self._path.parent.glob("*.json"):
+            host, _, process = path.stem.rpartition("-")
+            alive = process.isdecimal() and process_alive(int(process))
+            if host == socket.gethostname() and not alive:
                 path.unlink(missing_ok=True)
         return self
 
     def update(self, state: RunState) -> None:
-        """Say where the run is now. Labels that were there before keep the time they began."""
+        """Say where the run is now. Stages that were there before keep the time they began."""
         now = time.time()
-        self._since = {label: self._since.get(label, now) for label in state.running}
+        self._since = {stage.key: self._since.get(stage.key, now) for stage in state.running}
         document = {
             "state": state.in_words(),
             "running": [
-                {"label": label, "progress": progress, "since": self._since[label]}
-                for label, progress in state.running.items()
+                {"label": stage.label, "progress": stage.progress, "since": self._since[stage.key]}
+                for stage in state.running
             ],
         }
         write_atomically(self._path, json.dumps(document))
@@ -216,7 +240,11 @@ def describe_status(results: Path, keys: Sequence[str]) -> str:
         if not pid.isdecimal() or (host == socket.gethostname() and not process_alive(int(pid))):
             continue
         try:
-            lines += _running(read_json(path), host, pid)
+            told = _running(read_json(path), host, pid)
+            silent = time.time() - path.stat().st_mtime
+            if host != socket.gethostname() and silent > SECONDS_UNTIL_SILENT:
+                told[0] += f" (said {duration(silent)} ago; whether it lives, only {host} can tell)"
+            lines += told
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it ended just now
     return "\n".join(lines + troubles)

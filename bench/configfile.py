@@ -25,11 +25,14 @@ from bench.yamlfile import Location, YamlFile, dotted
 
 
 class ConfigFile:
-    """A configuration with the file it came from, for errors with a line."""
+    """A configuration with the file it came from, for errors with a line.
 
-    def __init__(self, path: Path) -> None:
+    ``content``: of the file, where it was read before; None reads it.
+    """
+
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
         self.path = Path(path)
-        self.yaml = YamlFile(self.path)
+        self.yaml = YamlFile(self.path, content)
         try:
             self.config = Config.model_validate(self.yaml.data)
         except ValidationError as error:

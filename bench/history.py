@@ -14,7 +14,7 @@ class History:
     """How long stages of a kind and specification took last time in a cache."""
 
     def __init__(self, store: Store) -> None:
-        self._folder = store.root / "seconds"
+        self._folder = store.beside("seconds")
         self._known: dict[str, float | None] = {}
 
     @cached_property

@@ -217,7 +217,8 @@ def reporter() -> Logged:
 def _at_work(state: RunState) -> list[str]:
     """A line for each stage that is being computed."""
     return [
-        f"{label}: {progress}" if progress else label for label, progress in state.running.items()
+        f"{stage.label}: {stage.progress}" if stage.progress else stage.label
+        for stage in state.running
     ]
 
 

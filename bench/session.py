@@ -308,7 +308,7 @@ class Session:
         if pending:
             self.store.sweep()
             begun = time.strftime("%Y%m%d-%H%M%S")
-            self.reporter.log_to(self.store.root / "logs" / f"{begun}-{os.getpid()}.txt")
+            self.reporter.log_to(self.store.beside("logs", f"{begun}-{os.getpid()}.txt"))
             stages = topological([cell.stage for cell in pending])
             self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
             with RunningMark(self.results) as mark:
@@ -333,6 +333,7 @@ class Session:
             environment.threads,
             environment.device,
             self.selection.address,
+            experiment=self.file.yaml.content,
         )
         smoke = environment.limit_steps is not None
         return executor_of(cluster, origin, self.store, cells, self.reporter, mark, smoke=smoke)

@@ -8,6 +8,7 @@ reader never sees half an artifact and a killed writer leaves only a folder unde
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -154,11 +155,25 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder in a few words; None when it is whole."""
+    """What is wrong with a sealed folder in a few words; None when it is whole.
+
+    Raises
+    ------
+    OSError
+        When the file system does not answer: that says nothing of the folder, and whoever took it
+        for damage would throw hours of work away.
+    """
     try:
         files = read_json(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
+        return "its manifest cannot be read"
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         return "its manifest cannot be read"
     if not isinstance(files, dict):
         return "its manifest cannot be read"
@@ -210,6 +225,12 @@ class Store:
         """Whether a folder of that key exists, unverified (for plans and status)."""
         return self.folder(kind, key).is_dir()
 
+    def beside(self, *names: str) -> Path:
+        """The path of what is no artifact (logs, traces of failures, times), by its names."""
+        path = self.root.joinpath(*names)
+        check_inside(path, self.root)
+        return path
+
     def keys(self, kind: str) -> set[str]:
         """The keys of all folders of a kind, unverified: :meth:`peek` for many at once."""
         return {path.name for path in (self.root / kind).glob("??/*")}
@@ -217,8 +238,7 @@ class Store:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Exclusive right to compute ``key``; another process waits here until it is done."""
-        path = self.root / "locks" / f"{key}.lock"
-        check_inside(path, self.root)
+        path = self.beside("locks", f"{key}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
@@ -237,8 +257,7 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder under ``tmp/``, removed at the end unless it was renamed away."""
-        scratch = self.root / "tmp" / scratch_name()
-        check_inside(scratch, self.root)
+        scratch = self.beside("tmp", scratch_name())
         with naming(self.root):
             scratch.mkdir(parents=True)
         try:
@@ -248,11 +267,10 @@ class Store:
 
     def sweep(self) -> int:
         """Remove scratch folders of processes of this machine that no longer live."""
-        check_inside(self.root / "tmp", self.root)
-        return sweep_scratch(self.root / "tmp")
+        return sweep_scratch(self.beside("tmp"))
 
     def _discard(self, folder: Path) -> None:
-        doomed = self.root / "tmp" / scratch_name()
+        doomed = self.beside("tmp", scratch_name())
         doomed.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, doomed)
@@ -280,10 +298,10 @@ def scratch_name() -> str:
 def sweep_scratch(folder: Path) -> int:
     """Remove what processes of this machine left in ``folder`` when they died; how many."""
     removed = 0
-    prefix = f"{socket.gethostname()}-"
-    for scratch in folder.glob(f"{prefix}*"):
-        pid = scratch.name.removeprefix(prefix).split("-")[0]
-        if pid.isdigit() and not process_alive(int(pid)):
+    for scratch in folder.glob("*-*-*"):
+        # From the right: machines are called node and node-12.
+        host, pid, _ = scratch.name.rsplit("-", 2)
+        if host == socket.gethostname() and pid.isdecimal() and not process_alive(int(pid)):
             shutil.rmtree(scratch, ignore_errors=True)
             removed += 1
     return removed

@@ -17,6 +17,11 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 class YamlFile:
     """A parsed YAML file: ``data`` plus the line of every key and list item.
 
+    Parameters
+    ----------
+    content
+        The file as it was read elsewhere or earlier; None reads it.
+
     Raises
     ------
     InputError
@@ -25,11 +30,12 @@ class YamlFile:
         as it stands or with its aliases written out.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
         self.path = Path(path)
         self._lines: dict[Location, int] = {}
         try:
-            text = read_bytes(self.path, MOST_YAML_BYTES).decode("utf-8")
+            self.content = read_bytes(self.path, MOST_YAML_BYTES) if content is None else content
+            text = self.content.decode("utf-8")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; name one with --config") from None
         except (OSError, ValueError) as error:

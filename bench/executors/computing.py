@@ -149,7 +149,7 @@ def keep_trace(store: Store, stage: Stage) -> None:
 
 def keep_text(store: Store, stage: Stage, text: str) -> None:
     """Keep what is known of a failure under ``failures/``."""
-    write_atomically(store.root / "failures" / f"{stage.kind}-{stage.key}.txt", text)
+    write_atomically(store.beside("failures", f"{stage.kind}-{stage.key}.txt"), text)
 
 
 def in_words(error: BaseException) -> str:

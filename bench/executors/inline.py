@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 
-from bench.cells import CellStore, RunningMark, RunState
+from bench.cells import AtWork, CellStore, RunningMark, RunState
 from bench.executors.computing import (
     Outcome,
     StorageError,
@@ -48,7 +48,8 @@ class InlineExecutor:
         seconds = [history.seconds(stage) or 0.0 for stage in stages]
         left = sum(seconds)
         for number, stage in enumerate(stages):
-            self._mark.update(RunState(number, len(stages) - number - 1, {stage.label: ""}, left))
+            at_work = [AtWork(stage.key, stage.label)]
+            self._mark.update(RunState(number, len(stages) - number - 1, at_work, left))
             left -= seconds[number]
             blocked = next(
                 (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None

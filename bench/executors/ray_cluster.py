@@ -10,18 +10,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import joblib
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench.config import StageResources
 from bench.errors import InputError
-from bench.executors.ray_worker import Board, Keeper, Origin
+from bench.executors.ray_worker import About, Board, Keeper, Origin, software
 from bench.graph import Stage
 
 SECONDS_BETWEEN_CENSUSES = 5.0
 SECONDS_TO_ANSWER = 60.0
 SECONDS_TO_CONNECT = 10.0
+SECONDS_TO_PING = 10.0
+_RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 _PASSED_ON = ("PYTHONPATH", "BENCH_DATA", "BENCH_THIRD_PARTY", "OMP_WAIT_POLICY")
 
 
@@ -41,7 +44,14 @@ class Cluster:
         Of a running cluster (``auto``, ``host:port``, ``ray://host:port``); None: this machine,
         for as long as the run lasts.
     processors
-        To use of this machine, without an address; None: all.
+        To use of this machine, without an address; None: all that this process may use.
+    experiment
+        The configuration file as the driver read it.
+
+    Attributes
+    ----------
+    notes
+        Lines for the reader that nobody has shown yet.
 
     Raises
     ------
@@ -57,15 +67,19 @@ class Cluster:
         device: str,
         address: str | None = None,
         processors: int | None = None,
+        experiment: bytes = b"",
     ) -> None:
         self._origin, self._resources = origin, resources
         self._threads, self._device = threads, device
         self._address, self._own_processors = address, processors
+        self._experiment = experiment
+        self.notes: list[str] = []
+        self._joining: dict[str, tuple[Any, Any]] = {}  # node -> keeper, its answer to come
         self._keepers: dict[str, Any] = {}  # node -> its keeper
         self._storage: dict[str, str] = {}  # node -> the cache it uses
         self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
         self._nodes: list[dict[str, float]] = []
-        self._counted = 0.0
+        self._counted = self._asked = -SECONDS_BETWEEN_CENSUSES
 
     @staticmethod
     def check_address(address: str | None) -> None:
@@ -92,10 +106,14 @@ class Cluster:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         # Ray would set it to the processors of a task, and libraries read it when they load.
         environment["OMP_NUM_THREADS"] = str(self._threads)
+        # Older versions of Ray would hide the device from stages that take none of it.
+        environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
             environment["BENCH_CACHE"] = self._origin.cache
-            settings |= {"include_dashboard": False, "num_cpus": self._own_processors}
+            # Ray would count those that a Slurm job or a container may not use.
+            processors = self._own_processors or joblib.cpu_count()
+            settings |= {"include_dashboard": False, "num_cpus": processors}
         ended = signal.getsignal(signal.SIGTERM)
         try:
             # Without "local", Ray would look for a cluster of somebody else on this machine first.
@@ -106,9 +124,9 @@ class Cluster:
         if ended is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ended)  # Ray's own would leave without a word
         here = ray.get_runtime_context().get_node_id()
-        self.board = _pinned(Board, here).remote()
+        self.board = _pinned(Board, here).remote(self._experiment)
         try:
-            self.count_nodes()
+            self.count_nodes(patience=SECONDS_TO_ANSWER)
         except BaseException:
             ray.shutdown()
             raise
@@ -117,29 +135,66 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
 
-    def count_nodes(self, now: bool = False) -> None:
-        """Meet the nodes that came and forget those that went; at most every few seconds, unless
-        it has to be ``now``."""
+    def count_nodes(self, patience: float | None = None) -> None:
+        """Meet the nodes that came and forget those that went, at most every few seconds.
+
+        ``patience``: do it in any case, wait that many seconds for those that are new, and ask
+        the others whether they still answer.
+        """
         recent = time.monotonic() - self._counted < SECONDS_BETWEEN_CENSUSES
-        if self._nodes and recent and not now:
+        if recent and patience is None:
             return
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        for gone in self._keepers.keys() - alive.keys():
+        silent = self._silent() if patience is not None else set()
+        for gone in (self._keepers.keys() - alive.keys()) | silent:
             del self._keepers[gone], self._storage[gone]
-        for node in alive.keys() - self._keepers.keys():
+        for gone in self._joining.keys() - alive.keys():
+            del self._joining[gone]
+        for node in alive.keys() - self._keepers.keys() - self._joining.keys():
             keeper = _pinned(Keeper, node).remote(self._origin.cache)
-            try:
-                self._check_config(keeper, node)
-                storage = ray.get(keeper.storage.remote(), timeout=SECONDS_TO_ANSWER)
-            except RayError:
-                continue  # it went as it came
-            self._keepers[node], self._storage[node] = keeper, storage
+            self._joining[node] = keeper, keeper.about.remote(self._origin.config)
+        if self._joining:
+            self._meet(patience or 0.0)
         self._nodes, self._counted = list(alive.values()), time.monotonic()
 
-    @property
-    def processors(self) -> int:
-        """Of all nodes."""
-        return max(1, int(sum(node.get("CPU", 0) for node in self._nodes)))
+    def _silent(self) -> set[str]:
+        """Nodes whose keeper has died, though they live; one that is only busy has not."""
+        if not self._keepers or time.monotonic() - self._asked < SECONDS_BETWEEN_CENSUSES:
+            return set()
+        asked = {keeper.sweep.remote(): node for node, keeper in self._keepers.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_PING)
+        dead = set()
+        for answer in ready:
+            try:
+                ray.get(answer)
+            except RayError:
+                dead.add(asked[answer])
+        self._asked = time.monotonic()
+        return dead
+
+    def _meet(self, patience: float) -> None:
+        """Hear those that have come: a slow one is heard at a later census."""
+        answers = [answer for _, answer in self._joining.values()]
+        ready, waited = ray.wait(answers, num_returns=len(answers), timeout=patience)
+        if patience and waited and not self._nodes:
+            self.notes.append(
+                f"warning: {len(waited)} of {len(answers)} nodes did not answer within "
+                f"{patience:.0f} s: nobody can fetch what is stored there until they do"
+            )
+        for node, (keeper, answer) in list(self._joining.items()):
+            if answer not in ready:
+                continue
+            del self._joining[node]
+            try:
+                about = ray.get(answer)
+            except RayError:
+                continue  # it went as it came; if only its keeper did, the next census asks again
+            self._check_node(about)
+            self._keepers[node], self._storage[node] = keeper, about.storage
+
+    def capacity(self, name: str) -> float:
+        """``num_cpus`` or ``num_gpus`` of all nodes."""
+        return sum(node.get(_RESOURCES[name], 0) for node in self._nodes)
 
     @property
     def several_gpus(self) -> bool:
@@ -195,22 +250,40 @@ class Cluster:
         InputError
             With what the stage takes.
         """
-        names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
         demand = self.demand(stage)
-        if not any(
-            all(node.get(names[name], 0) >= value for name, value in demand.items())
-            for node in self._nodes
-        ):
-            wanted = ", ".join(f"{name} {value:g}" for name, value in demand.items())
-            raise InputError(f"no node has what a {stage.kind} stage takes ({wanted})")
+        if not self.fits(demand):
+            raise InputError(f"no node has what {self.in_words(stage, demand)}")
 
-    def _check_config(self, keeper: Any, node: str) -> None:
-        path = self._origin.config
-        found = ray.get(keeper.config_digest.remote(path), timeout=SECONDS_TO_ANSWER)
-        if found != self._origin.config_digest:
+    def fits(self, demand: Mapping[str, float]) -> bool:
+        """Whether a node that lives has as much."""
+        return any(
+            all(node.get(_RESOURCES[name], 0) >= value for name, value in demand.items())
+            for node in self._nodes
+        )
+
+    @staticmethod
+    def in_words(stage: Stage, demand: Mapping[str, float]) -> str:
+        """``a fit stage takes (num_cpus 2, num_gpus 1)``."""
+        wanted = ", ".join(f"{name} {value:g}" for name, value in demand.items())
+        return f"a {stage.kind} stage takes ({wanted})"
+
+    def _check_node(self, about: About) -> None:
+        """Refuse a node that would compute something else under the same keys."""
+        if about.config_digest != self._origin.config_digest:
             raise InputError(
-                f"node {node[:12]} has another {path}, or none: every node needs the same checkout"
+                f"node {about.host} has another {self._origin.config}, or none: every node needs "
+                "the same checkout"
             )
+        for name, ours in software().items():
+            theirs = about.software.get(name)
+            # A commit is known where there is a git checkout, and git to ask.
+            if name == "bench" and not ("+g" in ours and "+g" in str(theirs)):
+                ours, theirs = ours.partition("+")[0], str(theirs).partition("+")[0]
+            if theirs != ours:
+                raise InputError(
+                    f"node {about.host} has {name} {theirs}, this one {ours}: every node needs the "
+                    "same"
+                )
 
 
 def _pinned(kind: type, node: str) -> Any:

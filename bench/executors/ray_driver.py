@@ -16,20 +16,24 @@ from typing import Any
 import ray
 from ray.exceptions import (
     NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayError,
+    RuntimeEnvSetupError,
     TaskCancelledError,
     WorkerCrashedError,
 )
 
-from bench.cells import CellStore, RunningMark, RunState
+from bench.cells import AtWork, CellStore, RunningMark, RunState
 from bench.executors.computing import (
     Outcome,
     StorageError,
     keep_text,
     store_failure,
 )
-from bench.executors.ray_cluster import Cluster
+from bench.executors.ray_cluster import SECONDS_TO_PING, Cluster
 from bench.executors.ray_worker import Order, Origin, Report, compute_order
 from bench.executors.schedule import Schedule, State
 from bench.graph import Cell, Stage, topological
@@ -40,7 +44,9 @@ from bench.store import Store
 ATTEMPTS = 3
 """How often a stage is begun whose process dies under it."""
 LOST_NODES = 10
-"""How often a stage is begun whose machine dies under it."""
+"""How often a stage is begun whose machine dies under it, or whose artifact is lost."""
+HANDED_OUT = 2
+"""Times what the machines have: so much is out at once, that no processor waits for us."""
 SECONDS_BETWEEN_VIEWS = 1.0
 UNTIMED_SECONDS: Mapping[str, float] = {"pretrain": 600.0, "implant": 300.0, "fit": 60.0}
 """A guess for what was never timed, that long stages begin early."""
@@ -52,17 +58,20 @@ class _Task:
 
     stage: Stage
     reference: Any
+    demand: Mapping[str, float]
     asked: bool  # whether it was told who has its inputs
     began: float | None = None  # when it was seen at work, by a clock that cannot jump
     cancelled: str = ""
+    outdated: bool = False  # it asks for more than any node that still lives has
 
 
 @dataclass
 class _Troubles:
-    """How often a stage lost its process, its machine or its device's memory, or was begun where
-    its inputs were not, without knowing whom to ask."""
+    """How often a stage lost its process, its machine, its device's memory or its artifact, or was
+    begun where its inputs were not, without knowing whom to ask."""
 
     crashes: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
     nodes: Counter[str] = field(default_factory=Counter)
     no_device_memory: Counter[str] = field(default_factory=Counter)
     unasked: Counter[str] = field(default_factory=Counter)
@@ -102,6 +111,8 @@ class RayExecutor:
         self._smoke, self._compute = smoke, compute
         self._costs: dict[str, Mapping[str, float]] = {}
         self._tasks: dict[Any, _Task] = {}
+        self._handed_out: Counter[str] = Counter()  # what all tasks take together
+        self._homeless: set[str] = set()  # kinds that no node that lives can take
         self._troubles = _Troubles()
         self._outcome = Outcome()
 
@@ -142,26 +153,47 @@ class RayExecutor:
                 # Whatever else has ended meanwhile, without waiting for it.
                 done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
                 for reference in done:
-                    self._settle(self._tasks.pop(reference))
+                    task = self._tasks.pop(reference)
+                    self._handed_out.subtract(task.demand)
+                    self._settle(task)
             if time.monotonic() - viewed >= SECONDS_BETWEEN_VIEWS:
                 viewed = time.monotonic()
                 self._view()
 
     def _submit(self) -> None:
-        """Hand out what is ready, a little more than fits so that no processor waits for us."""
-        room = 2 * self._cluster.processors
-        while len(self._tasks) < room and (stage := self._schedule.peek()) is not None:
-            self._schedule.take()
+        """Hand out what is ready, as long as its processors and devices are not all spoken for."""
+        full: set[str] = set()
+        while (stage := self._schedule.peek(full)) is not None:
+            demand = self._demand(stage)
+            if not self._has_room(demand):
+                full.add(stage.kind)
+                continue
+            self._schedule.take(full)
             if stage.kind == "evaluate" and self._cells.done(stage.key):
                 self._finished(stage, Report("cached"))
                 continue
-            demand = self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0)
-            fresh = demand.get("num_gpus", 0) > 0 and self._cluster.several_gpus
+            alone = self._troubles.no_device_memory[stage.key] > 0
+            fresh = demand.get("num_gpus", 0) > 0 and (alone or self._cluster.several_gpus)
             remote = self._remote_once if fresh else self._remote
             reference = remote.options(name=stage.label, max_retries=0, **demand).remote(
                 self._order(stage)
             )
-            self._tasks[reference] = _Task(stage, reference, asked=self._cluster.apart)
+            self._tasks[reference] = _Task(stage, reference, demand, asked=self._cluster.apart)
+            self._handed_out.update(demand)
+
+    def _demand(self, stage: Stage) -> dict[str, float]:
+        return self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0)
+
+    def _has_room(self, demand: Mapping[str, float]) -> bool:
+        """Whether a stage may be handed out: each resource by itself, so that those which take no
+        device do not wait for one, and long ones that come later not behind many short ones."""
+        return all(
+            not self._handed_out[name]
+            or self._handed_out[name] + demand.get(name, 0)
+            <= HANDED_OUT * self._cluster.capacity(name)
+            for name in ("num_cpus", "num_gpus")
+            if demand.get(name, 0)
+        )
 
     def _order(self, stage: Stage) -> Order:
         behind = {before.key: before for before in _behind(stage)}
@@ -182,9 +214,13 @@ class RayExecutor:
         """Show and note where things are; end what has taken too long."""
         running = ray.get(self._cluster.board.running.remote())
         self._cluster.count_nodes()
+        while self._cluster.notes:
+            self._reporter.note(self._cluster.notes.pop(0))
         for task in self._tasks.values():
             if task.stage.key in running:
                 self._limit(task)
+            elif not self._cluster.fits(task.demand):
+                self._rehouse(task)
         counts = self._schedule.counts
         settled = sum(counts[state] for state in (State.done, State.failed, State.dropped))
         waiting = len(self._schedule) - settled - len(running)
@@ -192,12 +228,24 @@ class RayExecutor:
         state = RunState(
             settled,
             max(0, waiting),
-            {entry["label"]: entry["progress"] for entry in running.values()},
+            [AtWork(key, told["label"], told["progress"]) for key, told in running.items()],
             self._schedule.seconds_left,
             width,
         )
         self._mark.update(state)
         self._reporter.view(state)
+
+    def _rehouse(self, task: _Task) -> None:
+        """What waits asks for more than any node has, since one went: it asks for less where it
+        can, and is named where it cannot."""
+        demand = self._demand(task.stage)
+        if demand != task.demand and not task.outdated:
+            task.outdated = True
+            ray.cancel(task.reference, force=True)
+        elif demand == task.demand and task.stage.kind not in self._homeless:
+            self._homeless.add(task.stage.kind)
+            what = self._cluster.in_words(task.stage, demand)
+            self._reporter.note(f"warning: no node is left that has what {what}: it waits for one")
 
     def _limit(self, task: _Task) -> None:
         now = time.monotonic()
@@ -244,10 +292,14 @@ class RayExecutor:
         if task.asked or self._troubles.unasked[task.stage.key] > LOST_NODES:
             # Its machine went after it was computed: it is computed again, then this one.
             self._cluster.lost(key)
+            self._troubles.losses[key] += 1
+            if self._troubles.losses[key] > LOST_NODES:
+                what = self._schedule.stage(key).label
+                self._failed(task.stage, f"{what}, which it needs, was lost {LOST_NODES} times")
+                return
             self._store_failures(self._schedule.lose(key))
-        else:
-            # A machine with a cache of its own joined after the order was written.
-            self._cluster.count_nodes(now=True)
+        # A machine with a cache of its own joined after the order was written, or does not answer.
+        self._cluster.count_nodes(patience=SECONDS_TO_PING)
         self._schedule.give_back(task.stage.key)
 
     def _finished(self, stage: Stage, report: Report) -> None:
@@ -284,16 +336,27 @@ class RayExecutor:
         if task.cancelled:
             self._failed(stage, task.cancelled)
             return
+        if task.outdated:
+            self._schedule.give_back(stage.key)
+            return
+        if isinstance(error, ObjectStoreFullError | OutOfDiskError):
+            raise StorageError(
+                f"{stage.label}: Ray has no space left for results ({type(error).__name__}); what "
+                "is finished is kept: run again when it is mended"
+            )
         megabytes = ray.get(self._cluster.board.memory_of.remote(stage.key))
         if megabytes is not None:
             limit = self._memory_mb(stage)
             self._failed(
                 stage, f"held {megabytes:.0f} MB, more than the {limit:.0f} MB of such a stage"
             )
-        elif isinstance(error, NodeDiedError):
+        elif isinstance(error, NodeDiedError | ObjectLostError):
+            # With the second, it had ended: the machine went before it could hand the result over.
             troubles.nodes[stage.key] += 1
             self._again(stage, "its node died", troubles.nodes[stage.key], LOST_NODES)
-        elif isinstance(error, WorkerCrashedError | OutOfMemoryError | TaskCancelledError):
+        elif isinstance(
+            error, WorkerCrashedError | OutOfMemoryError | TaskCancelledError | RuntimeEnvSetupError
+        ):
             troubles.crashes[stage.key] += 1
             what = "ran out of memory" if isinstance(error, OutOfMemoryError) else "died"
             self._again(stage, f"its process {what}", troubles.crashes[stage.key], ATTEMPTS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import json
 import os
 import socket
@@ -14,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ray
 
@@ -23,6 +25,7 @@ from bench.executors.computing import compute_artifact, in_words, measure, stora
 from bench.graph import Stage
 from bench.memory import give_back_freed_memory, resident_mb
 from bench.progress import Silent
+from bench.provenance import code_version, library_versions
 from bench.session import Selection, Session
 from bench.store import COST, Store, damage, file_digest, publish
 from bench.workspace import Workspace
@@ -31,6 +34,8 @@ SECONDS_BETWEEN_STEPS = 2.0
 SECONDS_BETWEEN_LOOKS = 0.5
 OVER_MEMORY = 77
 """Exit status of a process that outgrew its stage's memory."""
+BYTES_AT_ONCE = 2**26
+"""Of an artifact on its way from one node to another."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,11 @@ class Origin:
     def of(cls, session: Session) -> Origin:
         """Of a session on this machine."""
         path = session.file.path.resolve()
+        digest = hashlib.sha256(session.file.yaml.content).hexdigest()
         cache = str(session.store.root.resolve())
         # What `auto` means is decided once, here: it is part of every key.
         selection = replace(session.selection, device=session.environment.device)
-        return cls(str(path), file_digest(path), selection, cache)
+        return cls(str(path), digest, selection, cache)
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,11 @@ class MissingError(Exception):
 
 
 def storage_id(root: Path) -> str:
-    """A name for the cache under ``root``: equal on two nodes exactly when they share it."""
-    path = root / "storage-id"
+    """A name for the cache under ``root``: equal on two nodes only when they share it.
+
+    The file's number is part of it: a cache that was copied brings the file along.
+    """
+    path = Store(root).beside("storage-id")
     if not path.is_file():
         root.mkdir(parents=True, exist_ok=True)
         own = root / f".storage-{uuid.uuid4().hex}"
@@ -120,14 +129,33 @@ def storage_id(root: Path) -> str:
             os.link(own, path)  # whoever comes second fails and takes the first one's
         except FileExistsError:
             pass
+        except OSError:  # a file system without hard links
+            with contextlib.suppress(FileExistsError), path.open("x") as file:
+                file.write(own.read_text())
         finally:
             own.unlink()
-    return path.read_text()
+    return f"{path.read_text()}-{path.stat().st_ino}"
+
+
+def software() -> dict[str, str]:
+    """Versions of what numbers depend on, ours first."""
+    return {"bench": code_version(), **library_versions()}
 
 
 def cache_of_this_node(cache: str) -> Path:
     """``BENCH_CACHE`` where the node was started with one, else the driver's folder."""
     return Path(os.environ.get("BENCH_CACHE") or cache)
+
+
+@dataclass(frozen=True)
+class About:
+    """A node: its name, which cache it uses, its configuration file's SHA-256 (empty without one),
+    and the versions of its libraries."""
+
+    host: str
+    storage: str
+    config_digest: str
+    software: Mapping[str, str]
 
 
 class Keeper:
@@ -141,12 +169,10 @@ class Keeper:
         """Remove what processes left that died at their work."""
         return self._store.sweep()
 
-    def storage(self) -> str:
-        return storage_id(self._store.root)
-
-    def config_digest(self, path: str) -> str:
-        """SHA-256 of the configuration file as this node has it; empty when it has none."""
-        return file_digest(Path(path)) if Path(path).is_file() else ""
+    def about(self, config: str) -> About:
+        """What the driver must know of this node; ``config``: path of the configuration file."""
+        digest = file_digest(Path(config)) if Path(config).is_file() else ""
+        return About(socket.gethostname(), storage_id(self._store.root), digest, software())
 
     def names(self, kind: str, key: str) -> list[str]:
         """Files of an artifact; none when it is not here or not whole."""
@@ -155,16 +181,24 @@ class Keeper:
         folder = self._store.folder(kind, key)
         return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
-    def read(self, kind: str, key: str, name: str) -> bytes:
-        return (self._store.folder(kind, key) / name).read_bytes()
+    def read(self, kind: str, key: str, name: str, start: int) -> bytes:
+        """A part of a file; the last one is shorter than :data:`BYTES_AT_ONCE`."""
+        with (self._store.folder(kind, key) / name).open("rb") as file:
+            file.seek(start)
+            return file.read(BYTES_AT_ONCE)
 
 
 class Board:
-    """Who is at work on what; lives beside the driver."""
+    """What is to be run, and who is at work on what; lives beside the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: bytes = b"") -> None:
+        self._experiment = experiment
         self._running: dict[str, dict[str, Any]] = {}
         self._over: dict[str, float] = {}
+
+    def experiment(self) -> bytes:
+        """The configuration file as the driver read it, whatever becomes of it meanwhile."""
+        return self._experiment
 
     def start(self, key: str, label: str) -> None:
         self._running[key] = {"label": label, "progress": ""}
@@ -226,13 +260,23 @@ class _RemoteWorkspace(Workspace):
                     for name in names:
                         path = scratch / name
                         path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_bytes(ray.get(keeper.read.remote(stage.kind, stage.key, name)))
+                        with path.open("wb") as file:
+                            _copy(keeper, stage, name, file)
                     if names and damage(scratch) is None:
                         publish(scratch, self.store.folder(stage.kind, stage.key))
                         return
             except (ray.exceptions.RayError, FileNotFoundError):
                 continue  # that node is gone, or its artifact is: the next one may have it
         raise MissingError(stage.key)
+
+
+def _copy(keeper: Any, stage: Stage, name: str, file: BinaryIO) -> None:
+    """One file of an artifact, a part at a time: some are larger than the memory to spare."""
+    while True:
+        part = ray.get(keeper.read.remote(stage.kind, stage.key, name, file.tell()))
+        file.write(part)
+        if len(part) < BYTES_AT_ONCE:
+            return
 
 
 @dataclass
@@ -257,7 +301,7 @@ def compute_order(order: Order) -> Report:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
-            context = _context(order.origin)
+            context = _context(order.origin, order.board)
             context.reporter.board, context.reporter.key = order.board, key
             context.workspace.holders, context.workspace.costs = order.holders, order.costs
             report = _computed(order, context.workspace)
@@ -267,6 +311,7 @@ def compute_order(order: Order) -> Report:
         report = _failure(error, order)
     finally:
         watch.stop()
+        _free_device()
         order.board.end.remote(key)
     return Report(
         **{**report.__dict__, "seconds": time.perf_counter() - start, "notes": tuple(notes)}
@@ -316,11 +361,20 @@ def _make_room(order: Order) -> None:
         give_back_freed_memory()
 
 
-def _context(origin: Origin) -> _Context:
+def _free_device() -> None:
+    """Give back device memory that nothing uses: processes of other stages share the device."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _context(origin: Origin, board: Any) -> _Context:
     if origin not in _contexts:
         _contexts.clear()
         reporter = _ToBoard()
-        session = Session(ConfigFile(Path(origin.config)), origin.selection, reporter)
+        experiment = ConfigFile(Path(origin.config), ray.get(board.experiment.remote()))
+        session = Session(experiment, origin.selection, reporter)
         session.set_up_torch()
         store = Store(cache_of_this_node(origin.cache))
         _contexts[origin] = _Context(session.workspace(_RemoteWorkspace, store), reporter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from enum import Enum
 
 from bench.graph import Cell, Stage, topological
@@ -63,7 +63,8 @@ class Schedule:
         # Only what was timed before: a guess orders stages, but tells nobody when.
         self.seconds_left = sum(self._timed.values())
         self._reasons: dict[str, str] = {}
-        self._ready: list[tuple[float, int, str]] = []
+        # Of each kind: what a stage takes of a machine is a matter of its kind.
+        self._ready: dict[str, list[tuple[float, int, str]]] = {}
         for key, missing in self._missing.items():
             if not missing:
                 self._offer(key)
@@ -81,16 +82,18 @@ class Schedule:
         """The stage of that key."""
         return self._stages[key]
 
-    def peek(self) -> Stage | None:
-        """The next stage to hand out; None while all others wait for what is out."""
-        while self._ready:
-            key = self._ready[0][2]
-            if self._state[key] is State.waiting and not self._missing[key]:
-                return self._stages[key]
-            heapq.heappop(self._ready)
-        return None
+    def peek(self, without: Container[str] = ()) -> Stage | None:
+        """The next stage to hand out whose kind is none of ``without``; None when there is none:
+        what else is left waits for what is out."""
+        first: tuple[float, int, str] | None = None
+        for kind, ready in self._ready.items():
+            while ready and not self._can_start(ready[0][2]):
+                heapq.heappop(ready)
+            if ready and kind not in without and (first is None or ready[0] < first):
+                first = ready[0]
+        return None if first is None else self._stages[first[2]]
 
-    def take(self) -> Stage:
+    def take(self, without: Container[str] = ()) -> Stage:
         """Hand out the stage of :meth:`peek`.
 
         Raises
@@ -98,12 +101,15 @@ class Schedule:
         LookupError
             When none is ready.
         """
-        stage = self.peek()
+        stage = self.peek(without)
         if stage is None:
             raise LookupError("no stage is ready")
-        heapq.heappop(self._ready)
+        heapq.heappop(self._ready[stage.kind])
         self._move(stage.key, State.out)
         return stage
+
+    def _can_start(self, key: str) -> bool:
+        return self._state[key] is State.waiting and not self._missing[key]
 
     def awaited(self, key: str) -> bool:
         """Whether the stage is handed out, and did not fail meanwhile with what it needs."""
@@ -180,7 +186,8 @@ class Schedule:
 
     def _offer(self, key: str) -> None:
         if self._state[key] is State.waiting:
-            heapq.heappush(self._ready, (-self._way[key], self._position[key], key))
+            ready = self._ready.setdefault(self._stages[key].kind, [])
+            heapq.heappush(ready, (-self._way[key], self._position[key], key))
 
     def _inputs(self, key: str) -> list[str]:
         return list(dict.fromkeys(stage.key for stage in self._stages[key].inputs.values()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,32 @@ def test_sweep_removes_scratch_of_dead_processes_only(tmp_path):
         assert store.sweep() == 1
         assert alive.exists()
         assert not dead.exists()
+
+
+def test_sweep_leaves_machines_whose_names_begin_alike_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    others = [tmp_path / "tmp" / f"node-{number}-4711-abcdef12" for number in (12, 999999999)]
+    dead = tmp_path / "tmp" / "node-999999999-abcdef12"
+    for folder in (*others, dead):
+        folder.mkdir(parents=True)
+    assert Store(tmp_path).sweep() == 1
+    assert all(folder.exists() for folder in others)
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_file_system_that_does_not_answer_damages_nothing(tmp_path, monkeypatch, number):
+    """Hours of work are not thrown away because a manifest cannot be read just now."""
+    write(Store(tmp_path), "value")
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.store.read_json", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            Store(tmp_path).has("fit", KEY)
+    assert Store(tmp_path).has("fit", KEY)
 
 
 def test_canonical_json_ignores_order_and_refuses_nan():

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,30 @@ def linked_scratch(folder: Path) -> Deed:
     (folder / "cache").mkdir()
     (folder / "cache" / "tmp").symlink_to(folder / "outside")
     return looked_up(folder)
+
+
+def leading_outside(place: str) -> Callable[[Path], Deed]:
+    """A run where a folder that it writes notes into is a link to a folder outside."""
+
+    def prepare(folder: Path) -> Deed:
+        outside = folder / "outside"
+        outside.mkdir()
+        # What a sweep would remove: a process of that number never lives.
+        (outside / f"{socket.gethostname()}-999999999-0").mkdir()
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).symlink_to(outside)
+        experiment(folder, (("matrix", "defenses"), ["mahalanobis"]))
+
+        def untouched() -> None:
+            assert len(list(outside.iterdir())) == 1, "something happened outside"
+
+        return command("run", "--attacks", "none", says="leads out of", after=untouched)
+
+    return prepare
+
+
+for place in (".bench/logs", ".bench/seconds", "results/tiny/.part", "results/tiny/.running"):
+    case("cache", f"run where {place} leads outside", long=True)(leading_outside(place))
 
 
 @case("cache", "run on a cache whose folder of data leads outside", long=True)
@@ -319,8 +344,6 @@ def nameless_cell(folder: Path) -> Deed:
 
 @case("cell", "marks of running processes that are none")
 def marks(folder: Path) -> Deed:
-    import socket
-
     place = results(folder).parents[1] / ".running"
     place.mkdir()
     for name, text in {"x": "[]", "-1": "{}", "1": "[" * 10**5, "2": '{"since": "x"}'}.items():
