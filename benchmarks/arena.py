@@ -61,12 +61,18 @@ class Arena:
         Options of the executor.
     patience
         Seconds that a run may take.
+    others
+        Caches of the other nodes of a cluster.
+    dead
+        Those among them whose node was killed.
     """
 
     folder: Path
     part: Sequence[str] = CORNER
     extra: list[str] = field(default_factory=list)
     patience: float = PATIENCE
+    others: list[Path] = field(default_factory=list)
+    dead: list[Path] = field(default_factory=list)
 
     @property
     def cache(self) -> Path:
@@ -117,11 +123,13 @@ class Arena:
 
     def wipe(self) -> None:
         """Back to nothing."""
-        for folder in (self.cache, self.results):
+        for folder in (self.cache, self.results, *self.others):
             shutil.rmtree(folder, ignore_errors=True)
 
     def artifacts(self) -> list[Path]:
-        return sorted(path.parent for path in self.cache.glob("*/??/*/manifest.json"))
+        """In all caches; what two of them have is there twice."""
+        found = (cache.glob("*/??/*/manifest.json") for cache in (self.cache, *self.others))
+        return sorted(path.parent for paths in found for path in paths)
 
     def cells(self) -> list[Path]:
         return sorted(path.parent for path in self.results.glob("*/cells/*/manifest.json"))
@@ -171,7 +179,9 @@ def verdict(arena: Arena, reference: dict[str, str]) -> str:
     damaged = [p.name[:12] for p in (*arena.artifacts(), *arena.cells()) if damage(p) is not None]
     if damaged:
         return f"DAMAGED: {damaged[:3]}"
-    left = [*(arena.cache / "tmp").glob("*"), *arena.results.glob("*/.part/*")]
+    # Nobody sweeps the disk of a machine that has died.
+    living = [cache for cache in (arena.cache, *arena.others) if cache not in arena.dead]
+    left = [*arena.results.glob("*/.part/*"), *(p for c in living for p in (c / "tmp").glob("*"))]
     return f"LEFT BEHIND: {left[0].name}" if left else "identical"
 
 
@@ -196,10 +206,10 @@ def local_nodes(arena: Arena, processors: int) -> Iterator[tuple[Any, list[Any]]
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": processors})
-    nodes = []
+    arena.others = [arena.folder / f"node{index}" for index in (1, 2)]
+    arena.dead, nodes = [], []
     try:
-        for index in (1, 2):
-            cache = arena.folder / f"node{index}"
+        for cache in arena.others:
             shutil.rmtree(cache, ignore_errors=True)
             os.environ["BENCH_CACHE"] = str(cache)
             nodes.append(cluster.add_node(num_cpus=processors))
@@ -209,3 +219,9 @@ def local_nodes(arena: Arena, processors: int) -> Iterator[tuple[Any, list[Any]]
     finally:
         cluster.shutdown()
         arena.extra = []
+
+
+def kill_node(arena: Arena, cluster: Any, nodes: list[Any]) -> None:
+    """The last of the nodes dies with all its processes."""
+    arena.dead.append(arena.others[len(nodes) - 1])
+    cluster.remove_node(nodes.pop(), allow_graceful=False)

@@ -8,8 +8,10 @@ four defenses. After each fault the run is resumed until it ends by itself; then
 columns aside), every row of every cell and every score must be those of the quiet run, no scratch
 folder may be left and everything that is stored must match its checksums. `--ray` does the faults
 of a cluster instead, and adds their lines to the record: three local nodes, workers and nodes that
-are killed, a driver that is killed. The random moments follow from the seed. Ends with status 0
-when nothing differs.
+are killed, a driver that is killed. The first line of a record is the quiet run; the seconds of a
+kill are those that the run had lived. What is drawn follows from the seed, in shares of the quiet
+run's seconds; when a kill really comes is up to the machine. Ends with status 0 when nothing
+differs.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arena import PATIENCE, Arena, digest, kill, local_nodes, preload, resumed, wait
+from arena import PATIENCE, Arena, digest, kill, kill_node, local_nodes, preload, resumed, wait
 from fault_places import file_systems, places
 from recording import append
 
@@ -69,12 +71,14 @@ class Campaign:
             while done < wanted:
                 before = len(self.arena.artifacts()) + len(self.arena.cells())
                 how = self.draw.choice(("any moment", "while writing"))
-                moment = self.draw.uniform(0.0, self.whole / 2)
-                pid = self.arena.start()
-                alive = self._until(pid, how, moment)
+                moment = self.draw.uniform(0.0, 0.6 * self.whole)
+                pid, begun = self.arena.start(), time.monotonic()
+                alive, writing = self._until(pid, how, moment)
                 if not alive:
                     break
                 kill(pid)
+                moment = time.monotonic() - begun
+                how = "while writing" if writing else "any moment"
                 done, here = done + 1, here + 1
                 now = len(self.arena.artifacts()) + len(self.arena.cells())
                 whole = all(damage(p) is None for p in self.arena.artifacts() + self.arena.cells())
@@ -88,21 +92,23 @@ class Campaign:
                 time.monotonic() - start,
             )
 
-    def _until(self, pid: int, how: str, moment: float) -> bool:
-        """Wait for the moment of a kill; whether the run still lives."""
+    def _until(self, pid: int, how: str, moment: float) -> tuple[bool, bool]:
+        """Wait for the moment of a kill; whether the run still lives, and whether it is writing an
+        artifact or a cell."""
         if wait(pid, moment) is not None:
-            return False
+            return False, False
         end = time.monotonic() + self.whole
         while how == "while writing" and time.monotonic() < end:
-            scratch = [
-                *(self.arena.cache / "tmp").glob("*/*"),
-                *self.arena.results.glob("*/.part/*/*"),
-            ]
-            if scratch:
-                break
+            # Of this process, not what one that was killed before has left.
+            if any(
+                scratch.name.rsplit("-", 2)[1] == str(pid) and any(scratch.iterdir())
+                for place in ((self.arena.cache / "tmp"), *self.arena.results.glob("*/.part"))
+                for scratch in place.glob("*-*-*")
+            ):
+                return True, True
             if wait(pid, 0.001) is not None:
-                return False
-        return True
+                return False, False
+        return True, False
 
     def once(self, fault: str, detail: str, do: Callable[[], str | None]) -> None:
         """One fault on a finished or a fresh arena, then a resume."""
@@ -185,7 +191,7 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
                 code = wait(pid, moment)
                 said = "too late"
                 if code is None:
-                    said = harm(fault, pid, cluster, nodes, campaign.draw)
+                    said = harm(fault, pid, arena, cluster, nodes, campaign.draw)
                     # A run that ended before it could be harmed has been waited for.
                     code = wait(pid, PATIENCE) if said == "killed" else "a status of its own"
                 outcome = resumed(arena, campaign.reference)
@@ -193,13 +199,13 @@ def ray_faults(campaign: Campaign, rounds: int) -> None:
             campaign.note(f"ray: kill {fault}", detail, outcome, time.monotonic() - start)
 
 
-def harm(fault: str, pid: int, cluster: Any, nodes: list, draw: random.Random) -> str:
+def harm(fault: str, pid: int, arena: Arena, cluster: Any, nodes: list, draw: random.Random) -> str:
     """Kill a worker, a node with all its processes, or the driver."""
     if fault == "the driver":
         os.kill(pid, signal.SIGKILL)
         return "killed"
     if fault == "a node":
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        kill_node(arena, cluster, nodes)
         return "killed"
     while wait(pid, 0.05) is None:
         if working := at_work(cluster.address):
@@ -247,7 +253,7 @@ def main() -> int:
     if arguments.record and not arguments.ray:
         arguments.record.unlink(missing_ok=True)
     campaign = Campaign(arena, digest(quiet), whole, arguments.seed, arguments.record)
-    print(f"quiet run: {whole:.1f} s, {len(quiet.cells())} cells", flush=True)
+    campaign.note("none", f"{len(quiet.cells())} cells, seed {arguments.seed}", "identical", whole)
     if arguments.ray:
         ray_faults(campaign, arguments.ray)
     else:

@@ -94,6 +94,8 @@ def places(campaign: Campaign) -> None:
     def times() -> None:
         for path in (*arena.cache.rglob("*"), *arena.results.rglob("*")):
             os.utime(path, (4e9, 4e9))
+        for cell in arena.cells()[::2]:
+            shutil.rmtree(cell)  # so that the cache is needed again
 
     campaign.once("files from the future", "all of cache and results", times)
 
