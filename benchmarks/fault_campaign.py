@@ -99,16 +99,20 @@ class Campaign:
             return False, False
         end = time.monotonic() + self.whole
         while how == "while writing" and time.monotonic() < end:
-            # Of this process, not what one that was killed before has left.
-            if any(
-                scratch.name.rsplit("-", 2)[1] == str(pid) and any(scratch.iterdir())
-                for place in ((self.arena.cache / "tmp"), *self.arena.results.glob("*/.part"))
-                for scratch in place.glob("*-*-*")
-            ):
+            if self._writing(pid):
                 return True, True
             if wait(pid, 0.001) is not None:
                 return False, False
         return True, False
+
+    def _writing(self, pid: int) -> bool:
+        """Whether there is a part of an artifact or a cell of that process, not of one before."""
+        for place in (self.arena.cache / "tmp", *self.arena.results.glob("*/.part")):
+            for scratch in place.glob(f"*-{pid}-*"):
+                with contextlib.suppress(FileNotFoundError):  # it was finished just now
+                    if os.listdir(scratch):
+                        return True
+        return False
 
     def once(self, fault: str, detail: str, do: Callable[[], str | None]) -> None:
         """One fault on a finished or a fresh arena, then a resume."""

@@ -249,6 +249,8 @@ class Torchvision(Source):
 
     def download(self) -> None:
         """Fetch every split that the benchmark uses into the data root."""
+        # For versions of torchvision that name no filter: no member leaves the folder.
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         for split in ("train", "test"):
             self._dataset(split, download=True)
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ def looked_up(folder: Path, says: str = "leads out of", **more: Any) -> Deed:
     def call() -> None:
         from bench.store import Store
 
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         store = Store(folder / "cache")
         if store.has("fit", KEY):
             return
@@ -508,7 +510,6 @@ def strange_seconds(folder: Path) -> Deed:
 
     def call() -> None:
         from bench.configfile import ConfigFile
-        from bench.errors import InputError
         from bench.graph import cost_name
         from bench.history import History
         from bench.session import Session
@@ -522,6 +523,6 @@ def strange_seconds(folder: Path) -> Deed:
             (place / f"{name}.json").write_text(text)
         history = History(session.store)
         assert {history.seconds(stage) for stage in stages} == {None}
-        raise InputError("all of them count as unknown")
+        print("all of them count as unknown")
 
-    return Deed(call=call, says="all of them count as unknown")
+    return Deed(call=call, says="all of them count as unknown", outcome="set aside")
