@@ -162,7 +162,8 @@ def main() -> int:
     print(f"{total:.1f} s, with imports {cpu:.1f} s of processor time, peak {peak:.0f} MB")
     if arguments.record:
         measured = {"cells": len(session.cells), "stages": len(stages)}
-        measured |= {"seconds": f"{total:.1f}", "cpu_seconds": f"{cpu:.1f}"}
+        measured |= {step.replace(" ", "_"): f"{taken:.1f}" for step, taken in seconds.items()}
+        measured |= {"seconds": f"{total:.1f}", "cpu_seconds_with_imports": f"{cpu:.1f}"}
         poisoners = {"pretraining_poisoners": arguments.pretraining_poisoners}
         record(arguments.record, {**sizes, **poisoners, **measured, "peak_mb": f"{peak:.0f}"})
     return 0
