@@ -78,7 +78,7 @@ class Cluster:
         self._keepers: dict[str, Any] = {}  # node -> its keeper
         self._storage: dict[str, str] = {}  # node -> the cache it uses
         self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
-        self._nodes: list[dict[str, float]] = []
+        self._nodes = []
         self._counted = self._asked = -SECONDS_BETWEEN_CENSUSES
 
     @staticmethod
@@ -157,6 +157,20 @@ class Cluster:
             self._meet(patience or 0.0)
         self._nodes, self._counted = list(alive.values()), time.monotonic()
 
+    @property
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node that lives has."""
+        return self._living
+
+    @_nodes.setter
+    def _nodes(self, living: list[dict[str, float]]) -> None:
+        # Summed once: it is asked for every stage that might be handed out.
+        self._living = living
+        self._widest = max((node.get("CPU", 0) for node in living), default=1)
+        self._capacity = {
+            name: sum(node.get(theirs, 0) for node in living) for name, theirs in _RESOURCES.items()
+        }
+
     def _silent(self) -> set[str]:
         """Nodes whose keeper has died, though they live; one that is only busy has not."""
         if not self._keepers or time.monotonic() - self._asked < SECONDS_BETWEEN_CENSUSES:
@@ -194,7 +208,7 @@ class Cluster:
 
     def capacity(self, name: str) -> float:
         """``num_cpus`` or ``num_gpus`` of all nodes."""
-        return sum(node.get(_RESOURCES[name], 0) for node in self._nodes)
+        return self._capacity[name]
 
     @property
     def several_gpus(self) -> bool:
@@ -229,7 +243,7 @@ class Cluster:
     def demand(self, stage: Stage, alone: bool = False) -> dict[str, float]:
         """Ray's ``num_cpus``, ``num_gpus`` and ``memory`` (bytes); ``alone``: a whole device."""
         asked = self.asked(stage)
-        widest = max((node.get("CPU", 0) for node in self._nodes), default=1)
+        widest = self._widest
         demand = {"num_cpus": asked.cpus or min(self._threads, widest)}
         if self._device == "cuda":
             gpus = 1.0 if asked.gpus is None else asked.gpus

@@ -212,7 +212,8 @@ class RayExecutor:
 
     def _view(self) -> None:
         """Show and note where things are; end what has taken too long."""
-        running = ray.get(self._cluster.board.running.remote())
+        out = {task.stage.key for task in self._tasks.values()}
+        running = ray.get(self._cluster.board.running.remote(out))
         self._cluster.count_nodes()
         while self._cluster.notes:
             self._reporter.note(self._cluster.notes.pop(0))
@@ -274,7 +275,7 @@ class RayExecutor:
         elif report.state == "no device memory" and not self._troubles.no_device_memory[stage.key]:
             self._troubles.no_device_memory[stage.key] += 1
             self._reporter.note(f"{stage.label}: no device memory; once more, alone on its device")
-            self._schedule.give_back(stage.key)
+            self._give_back(stage)
         elif report.state == "no storage":
             raise StorageError(
                 f"{stage.label}: {report.reason}; what is finished is kept: run again when it is "
@@ -300,7 +301,7 @@ class RayExecutor:
             self._store_failures(self._schedule.lose(key))
         # A machine with a cache of its own joined after the order was written, or does not answer.
         self._cluster.count_nodes(patience=SECONDS_TO_PING)
-        self._schedule.give_back(task.stage.key)
+        self._give_back(task.stage)
 
     def _finished(self, stage: Stage, report: Report) -> None:
         if report.files:
@@ -332,12 +333,11 @@ class RayExecutor:
         """The process or the machine of a stage is gone."""
         stage, troubles = task.stage, self._troubles
         self._cluster.sweep()
-        ray.get(self._cluster.board.end.remote(stage.key))
         if task.cancelled:
             self._failed(stage, task.cancelled)
             return
         if task.outdated:
-            self._schedule.give_back(stage.key)
+            self._give_back(stage)
             return
         if isinstance(error, ObjectStoreFullError | OutOfDiskError):
             raise StorageError(
@@ -370,6 +370,10 @@ class RayExecutor:
             self._failed(stage, f"{what} {times} times")
             return
         self._reporter.note(f"{stage.label}: {what}; it is begun again")
+        self._give_back(stage)
+
+    def _give_back(self, stage: Stage) -> None:
+        ray.get(self._cluster.board.end.remote(stage.key))
         self._schedule.give_back(stage.key)
 
     def _failed(self, stage: Stage, reason: str, seconds: float = 0.0) -> None:

@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -208,6 +208,7 @@ class Board:
             self._running[key]["progress"] = progress
 
     def end(self, key: str) -> None:
+        """A stage is at work no more, though it will be handed out again."""
         self._running.pop(key, None)
 
     def over_memory(self, key: str, megabytes: float) -> None:
@@ -217,8 +218,10 @@ class Board:
         """What the process of that stage held when it ended itself for its size."""
         return self._over.pop(key, None)
 
-    def running(self) -> dict[str, dict[str, Any]]:
-        return dict(self._running)
+    def running(self, out: Set[str]) -> dict[str, dict[str, Any]]:
+        """The stages at work among those that are handed out; it forgets the others."""
+        self._running = {key: told for key, told in self._running.items() if key in out}
+        return self._running
 
 
 class _ToBoard(Silent):
@@ -312,7 +315,6 @@ def compute_order(order: Order) -> Report:
     finally:
         watch.stop()
         _free_device()
-        order.board.end.remote(key)
     return Report(
         **{**report.__dict__, "seconds": time.perf_counter() - start, "notes": tuple(notes)}
     )
