@@ -31,18 +31,18 @@ from bench.provenance import code_version, hardware
 from bench.session import Session
 
 SECONDS = {
-    "data": 7.0,
+    "data": 6.8,
     "pixels": 15.0,
     "poison": 10.0,
     "pretrain": 160.0,
-    "implant": 600.0,
-    "probe": 41.0,
-    "audit": 32.0,
-    "fit": 28.0,
-    "score": 16.0,
-    "evaluate": 3.6,
+    "implant": 430.0,
+    "probe": 37.0,
+    "audit": 31.0,
+    "fit": 30.0,
+    "score": 15.0,
+    "evaluate": 3.5,
 }
-"""Means of `cifar10-small`, seed 0, on two cores (`bench times`); `pretrain` is an estimate for
+"""Means of `cifar10-small`, seed 0, on two cores (benchmarks/stage_times.csv); `pretrain` is an estimate for
 the large matrix: 150 s for a fine-tuned CLIP victim, 800 s for each of the few from scratch."""
 
 
