@@ -296,8 +296,10 @@ class Session:
         pending = [cell for cell in self.cells if not cell.skip and self.to_do(stored[cell.key])]
         if pending:
             check_writable(self.store.root)
+            self.store.check_links()
             if self.selection.executor == "ray":
                 self._ray()[0].check_address(self.selection.address)
+        mark = RunningMark(self.results)
         self._prepare_results(cells)
         for cell in self.cells:
             status = stored[cell.key]
@@ -311,7 +313,7 @@ class Session:
             self.reporter.log_to(self.store.beside("logs", f"{begun}-{os.getpid()}.txt"))
             stages = topological([cell.stage for cell in pending])
             self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
-            with RunningMark(self.results) as mark:
+            with mark:
                 ran = self._executor(cells, mark).run(pending)
             ran.failed |= outcome.failed
             outcome = ran

@@ -231,6 +231,11 @@ class Store:
         check_inside(path, self.root)
         return path
 
+    def check_links(self) -> None:
+        """Refuse a cache whose folders for notes lead out of it, before anything is begun."""
+        for name in ("failures", "locks", "logs", "seconds", "tmp"):
+            self.beside(name)
+
     def keys(self, kind: str) -> set[str]:
         """The keys of all folders of a kind, unverified: :meth:`peek` for many at once."""
         return {path.name for path in (self.root / kind).glob("??/*")}

@@ -42,8 +42,9 @@ SECONDS = {
     "score": 15.0,
     "evaluate": 3.5,
 }
-"""Means of `cifar10-small`, seed 0, on two cores (benchmarks/stage_times.csv); `pretrain` is an estimate for
-the large matrix: 150 s for a fine-tuned CLIP victim, 800 s for each of the few from scratch."""
+"""Means of `cifar10-small`, seed 0, on two cores (benchmarks/stage_times.csv); `pretrain` is an
+estimate for the large matrix: 150 s for a fine-tuned CLIP victim, 800 s for each of the few from
+scratch."""
 
 
 def sleeper(scale: float) -> Callable[[Order], Report]:
