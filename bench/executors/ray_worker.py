@@ -348,7 +348,6 @@ def _failure(error: Exception, order: Order) -> Report:
         return Report("no storage", reason=f"{problem} on {socket.gethostname()}", trace=trace)
     out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
     if out_of_memory:
-        torch.cuda.empty_cache()
         # A next stage starts with an empty device: what this one loaded goes as well.
         _contexts.clear()
     state = "no device memory" if out_of_memory else "failed"
@@ -367,7 +366,7 @@ def _free_device() -> None:
     """Give back device memory that nothing uses: processes of other stages share the device."""
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
