@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from bench.limits import check_inside, read_json
 from bench.report.columns import COLUMNS, ROW_COLUMNS
 from bench.store import (
     damage,
+    machine_name,
     process_alive,
     scratch_name,
     seal,
@@ -194,7 +194,7 @@ class RunningMark:
     """Says to ``bench status`` where a live run is; gone when the run ends."""
 
     def __init__(self, results: Path) -> None:
-        self._path = Path(results) / ".running" / f"{socket.gethostname()}-{os.getpid()}.json"
+        self._path = Path(results) / ".running" / f"{machine_name()}-{os.getpid()}.json"
         check_inside(self._path, Path(results))
         self._since: dict[str, float] = {}
 
@@ -202,7 +202,7 @@ class RunningMark:
         for path in self._path.parent.glob("*.json"):
             host, _, process = path.stem.rpartition("-")
             alive = process.isdecimal() and process_alive(int(process))
-            if host == socket.gethostname() and not alive:
+            if host == machine_name() and not alive:
                 path.unlink(missing_ok=True)
         return self
 
@@ -237,12 +237,12 @@ def describe_status(results: Path, keys: Sequence[str]) -> str:
     lines = [", ".join(f"{count} {status}" for status, count in sorted(counts.items()))]
     for path in sorted((Path(results) / ".running").glob("*.json")):
         host, _, pid = path.stem.rpartition("-")
-        if not pid.isdecimal() or (host == socket.gethostname() and not process_alive(int(pid))):
+        if not pid.isdecimal() or (host == machine_name() and not process_alive(int(pid))):
             continue
         try:
             told = _running(read_json(path), host, pid)
             silent = time.time() - path.stat().st_mtime
-            if host != socket.gethostname() and silent > SECONDS_UNTIL_SILENT:
+            if host != machine_name() and silent > SECONDS_UNTIL_SILENT:
                 told[0] += f" (said {duration(silent)} ago; whether it lives, only {host} can tell)"
             lines += told
         except (OSError, ValueError, KeyError, TypeError):

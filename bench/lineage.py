@@ -167,7 +167,7 @@ class Lineage:
                 **({} if twin is None else {"twin": twin.key}),
             },
             inputs,
-            f"{what} {architecture} on {family.dataset}{by}",
+            f"{what} {architecture} on {family.dataset}{by}, seed {seed}",
         )
 
     def poison(
@@ -196,7 +196,7 @@ class Lineage:
                 "environment": self.environment.describe(),
             },
             inputs,
-            f"poison {family.dataset} with {attack.name}",
+            f"poison {family.dataset} with {attack.name}, seed {seed}",
         )
 
     def implant(
@@ -224,7 +224,7 @@ class Lineage:
                 "train": self.data(family.dataset, "train"),
                 "downstream": self.data(downstream.dataset, "train"),
             },
-            f"implant {attack.name}",
+            f"implant {attack.name} on {downstream.dataset}, seed {seed}",
         )
 
     def imported_pair(self, victim: ImportedVictim, family: Family, downstream: Downstream) -> Pair:

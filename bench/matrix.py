@@ -121,18 +121,21 @@ class Planner:
         """One victim and every defense; victim, twin and audit are the same stages for all."""
         pair = self.pair(row, downstream, seed) if row.skip is None else None
         audit = None if pair is None else self.audit(row, downstream, pair, seed)
+        whose = _whose(row, downstream, seed)
         for column in columns:
             identity = self._identity(row, column.entry, downstream, seed)
             spec = Extended(self._evaluation(row, column), identity=identity)
             inputs: dict[str, Stage] = {}
             if pair is not None and audit is not None:
-                inputs["victim"] = self.score(column, row.family, pair.victim, audit, seed)
+                inputs["victim"] = self.score(column, row.family, pair.victim, audit, seed, whose)
                 if pair.twin is pair.victim:
                     inputs["twin"] = inputs["victim"]
                 elif pair.twin is not None:
-                    inputs["twin"] = self.score(column, row.family, pair.twin, audit, seed)
+                    inputs["twin"] = self.score(
+                        column, row.family, pair.twin, audit, seed, f"the twin of {whose}"
+                    )
                 inputs["audit"] = audit
-            label = f"evaluate {row.entry.label} x {column.entry.label}"
+            label = f"evaluate {column.entry.label} for {whose}"
             skip = row.skip_on(downstream) or column.defender.skip or self._lacking(row, column)
             yield Cell(Stage("evaluate", spec, inputs, label), skip)
 
@@ -221,8 +224,10 @@ class Planner:
             "auxiliary": entry.described_auxiliary,
         }
 
-    def probe(self, row: Row, encoder: Stage, downstream: Downstream, seed: int) -> Stage:
-        """The classifiers on a frozen encoder, kNN aside."""
+    def probe(
+        self, row: Row, encoder: Stage, downstream: Downstream, seed: int, whose: str
+    ) -> Stage:
+        """The classifiers on a frozen encoder, kNN aside; ``whose`` it is in words."""
         return Stage(
             "probe",
             {
@@ -239,7 +244,7 @@ class Planner:
                 "environment": self.lineage.environment.describe(),
             },
             {"encoder": encoder, "train": self.lineage.data(downstream.dataset, "train")},
-            f"probe on {downstream.dataset}",
+            f"probe {whose}",
         )
 
     def pixels(self, row: Row, downstream: Downstream) -> Stage:
@@ -261,14 +266,15 @@ class Planner:
         )
 
     def audit(self, row: Row, downstream: Downstream, pair: Pair, seed: int) -> Stage:
+        whose = _whose(row, downstream, seed)
         inputs = {
-            "victim": self.probe(row, pair.victim, downstream, seed),
+            "victim": self.probe(row, pair.victim, downstream, seed, whose),
             "pixels": self.pixels(row, downstream),
             "train": self.lineage.data(downstream.dataset, "train"),
             "test": self.lineage.data(downstream.dataset, "test"),
         }
         if pair.twin is not None:
-            inputs["twin"] = self.probe(row, pair.twin, downstream, seed)
+            inputs["twin"] = self.probe(row, pair.twin, downstream, seed, f"the twin of {whose}")
         if not row.attack.control:
             inputs["attack"] = pair.victim
         return Stage(
@@ -289,11 +295,22 @@ class Planner:
                 "environment": self.lineage.environment.describe(),
             },
             inputs,
-            f"audit {row.entry.label} on {downstream.dataset}",
+            f"audit {whose}",
         )
 
-    def fit(self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int) -> Stage:
-        """A defense fitted to an encoder, with an input for each thing that it is shown."""
+    def fit(
+        self,
+        column: Column,
+        family: Family,
+        encoder: Stage,
+        audit: Stage,
+        seed: int,
+        whose: str,
+    ) -> Stage:
+        """A defense fitted to an encoder, with an input for each thing that it is shown.
+
+        ``whose`` the encoder is, in words; of one that rows share, the first one's.
+        """
         spec = self._fit_spec(column, seed)
         shown = "poison_rate" in spec["auxiliary"] or "suspicious" in spec
         # Most placebos of a defense rest on one twin: their fits are one stage.
@@ -306,7 +323,7 @@ class Planner:
                 inputs["audit"] = audit
             if "suspicious" in spec:
                 inputs["train"] = self.lineage.data(family.dataset, "train")
-            self._fits[named] = Stage("fit", spec, inputs, f"fit {column.entry.label}")
+            self._fits[named] = Stage("fit", spec, inputs, f"fit {column.entry.label} for {whose}")
         return self._fits[named]
 
     @once
@@ -335,16 +352,23 @@ class Planner:
         return Shared(spec)
 
     def score(
-        self, column: Column, family: Family, encoder: Stage, audit: Stage, seed: int
+        self,
+        column: Column,
+        family: Family,
+        encoder: Stage,
+        audit: Stage,
+        seed: int,
+        whose: str,
     ) -> Stage:
         """A fitted defense's scores of the images that an audit is about."""
         inputs = {
-            "fit": self.fit(column, family, encoder, audit, seed),
+            "fit": self.fit(column, family, encoder, audit, seed, whose),
             "audit": audit,
             "train": audit.inputs["train"],
             "test": audit.inputs["test"],
         }
-        return Stage("score", self._score_spec(column, seed), inputs, f"score {column.entry.label}")
+        label = f"score {column.entry.label} for {whose}"
+        return Stage("score", self._score_spec(column, seed), inputs, label)
 
     @once
     def _score_spec(self, column: Column, seed: int) -> Shared:
@@ -368,6 +392,11 @@ class Planner:
 
     def _most_downstreams(self) -> int:
         return max(len(family.downstreams) for family in self.profile.families().values())
+
+
+def _whose(row: Row, downstream: Downstream, seed: int) -> str:
+    """Of which victim a stage is, for people: ``badencoder on cifar10, seed 0``."""
+    return f"{row.entry.label} on {downstream.dataset}, seed {seed}"
 
 
 def _chosen(model: Any, *fields: str) -> dict[str, Any]:

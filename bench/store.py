@@ -297,7 +297,7 @@ def publish(scratch: Path, target: Path) -> None:
 
 def scratch_name() -> str:
     """A new name that tells machine and process: whoever finds it can tell whether it is in use."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{machine_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def sweep_scratch(folder: Path) -> int:
@@ -306,10 +306,27 @@ def sweep_scratch(folder: Path) -> int:
     for scratch in folder.glob("*-*-*"):
         # From the right: machines are called node and node-12.
         host, pid, _ = scratch.name.rsplit("-", 2)
-        if host == socket.gethostname() and pid.isdecimal() and not process_alive(int(pid)):
+        if host == machine_name() and pid.isdecimal() and not process_alive(int(pid)):
             shutil.rmtree(scratch, ignore_errors=True)
             removed += 1
     return removed
+
+
+FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""The kernel's own number for the processes outside all containers."""
+
+
+def machine_name() -> str:
+    """Among which processes a process number says anything: the host, or a container on it.
+
+    Containers may share a host's name and a cache, and still count their processes from one.
+    """
+    host = socket.gethostname()
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        return host
+    return host if namespace == FIRST_PID_NAMESPACE else f"{host}.{namespace}"
 
 
 def process_alive(pid: int) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hostile"
 import hostile
 from campaign import run_apart, run_forked
 
+from bench.store import machine_name
+
 SHOWN = 200
 """Characters of a line; some name a path of ten thousand."""
 
@@ -33,7 +34,7 @@ def shown(line: str, folder: Path) -> str:
     for told, word in {
         str(folder): ".",
         str(folder.parent): "..",
-        socket.gethostname(): "HOST",
+        machine_name(): "HOST",
     }.items():
         line = line.replace(told, word)
     return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."

@@ -153,7 +153,9 @@ class World:
             requires=frozenset(defense.requires),
         )
         entry = DefenseEntry(defense="under-trial", label="under-trial")
-        stage = planner.fit(Column(entry, described), row.family, victim, audit, SEED)
+        stage = planner.fit(
+            Column(entry, described), row.family, victim, audit, SEED, "the tiny victim"
+        )
         guest = _Guest(frozenset(defense.requires))
         workspace = self._workspace(guest, steps)
         with _scratch() as folder:

@@ -126,10 +126,11 @@ def test_the_log_tells_what_happened(ray_run):
     (log,) = (ray_run.store.root / "logs").glob("*.txt")
     text = log.read_text()
     assert _events(text) == _events((ray_run.file.root / "shown.txt").read_text())
-    assert "fit ends-the-process: its process died; it is begun again" in text
-    assert "fit hangs: failed: took longer" in text
+    whose = "for none on digits, seed 0"
+    assert f"fit ends-the-process {whose}: its process died; it is begun again" in text
+    assert f"fit hangs {whose}: failed: took longer" in text
     for defense in ("fills-the-device", "finds-the-device-full"):
-        again = f"fit {defense}: no device memory; once more, alone on its device"
+        again = f"fit {defense} {whose}: no device memory; once more, alone on its device"
         assert text.count(again) == 1
 
 

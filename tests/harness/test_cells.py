@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 
 import pytest
 
 from bench.cells import AtWork, CellStore, RunningMark, RunState, describe_status
 from bench.report.columns import ROW_COLUMNS
+from bench.store import machine_name
 
 KEY = "ab" * 32
 IDENTITY = {"attack": "badencoder", "defense": "lof"}
@@ -40,7 +40,7 @@ def test_stages_of_one_name_are_counted_one_by_one(tmp_path):
     with RunningMark(tmp_path) as mark:
         mark.update(RunState(4, 5, at_work, 0.0))
         lines = describe_status(tmp_path, [KEY]).splitlines()
-    here = f"process {os.getpid()} on {socket.gethostname()}"
+    here = f"process {os.getpid()} on {machine_name()}"
     assert lines == [
         "1 not run yet",
         f"{here}: 4 stages done, 3 running, 5 waiting",
@@ -54,7 +54,7 @@ def test_stages_of_one_name_are_counted_one_by_one(tmp_path):
 @pytest.mark.parametrize(("age", "told"), [(5, False), (600, True)])
 def test_a_run_elsewhere_that_is_silent_is_told_with_its_age(tmp_path, monkeypatch, age, told):
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "gethostname", lambda: "node-12")
+        patch.setattr("bench.cells.machine_name", lambda: "node-12")
         mark = RunningMark(tmp_path)
         mark.update(RunState(1, 2, [], 0.0))
     (path,) = (tmp_path / ".running").iterdir()
@@ -69,7 +69,7 @@ def test_a_mark_of_a_machine_whose_name_begins_alike_is_kept(tmp_path, monkeypat
     (tmp_path / ".running").mkdir()
     for name in ("node-12-999999999", "node-999999999"):
         (tmp_path / ".running" / f"{name}.json").write_text("{}")
-    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    monkeypatch.setattr("bench.cells.machine_name", lambda: "node")
     with RunningMark(tmp_path):
         left = [path.stem for path in (tmp_path / ".running").iterdir()]
     assert left == ["node-12-999999999"]

@@ -134,7 +134,7 @@ def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.warns(UserWarning, match="is damaged"):
         outcome = session.run()
-    assert "score mahalanobis" in outcome.computed
+    assert "score mahalanobis for none on digits, seed 0" in outcome.computed
     assert len(outcome.computed) == 2
     assert len(leaderboard(session)) == 1
 
@@ -402,5 +402,5 @@ def test_attack_that_diverges_fails_with_its_reason_and_leaves_no_victim(tiny, s
     tiny["profiles"]["tiny"]["overrides"]["badencoder"]["learning_rate"] = 1e30
     session = session_of(tiny)
     reason = next(iter(session.run().failed.values()))
-    assert "implant badencoder: FloatingPointError: the attack diverged" in reason
+    assert "implant badencoder on digits, seed 0: FloatingPointError: the attack diverged" in reason
     assert not list(session.store.root.glob("implant/*/*/encoder.safetensors"))

@@ -6,8 +6,8 @@ import errno
 import multiprocessing
 import os
 import re
-import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,7 +96,7 @@ def test_sweep_removes_scratch_of_dead_processes_only(tmp_path):
 
 
 def test_sweep_leaves_machines_whose_names_begin_alike_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    monkeypatch.setattr("bench.store.machine_name", lambda: "node")
     others = [tmp_path / "tmp" / f"node-{number}-4711-abcdef12" for number in (12, 999999999)]
     dead = tmp_path / "tmp" / "node-999999999-abcdef12"
     for folder in (*others, dead):
@@ -104,6 +104,27 @@ def test_sweep_leaves_machines_whose_names_begin_alike_alone(tmp_path, monkeypat
     assert Store(tmp_path).sweep() == 1
     assert all(folder.exists() for folder in others)
     assert not dead.exists()
+
+
+def test_containers_of_one_host_name_do_not_sweep_each_others_scratch(tmp_path, monkeypatch):
+    """Each counts its processes from one: a number of the other's means nothing here."""
+    store, stat = Store(tmp_path), os.stat
+
+    def inside(number):
+        def look(path, *rest, **others):
+            asked = path == "/proc/self/ns/pid"
+            return SimpleNamespace(st_ino=number) if asked else stat(path, *rest, **others)
+
+        monkeypatch.setattr("bench.store.os.stat", look)
+
+    monkeypatch.setattr("bench.store.process_alive", lambda pid: False)
+    inside(4026532201)
+    with store.scratch() as scratch:
+        inside(4026532202)
+        assert store.sweep() == 0
+        assert scratch.is_dir()
+        inside(4026532201)
+        assert store.sweep() == 1
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.EACCES])

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import socket
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from campaign import Deed, case, command, experiment
 from hostile_checkpoints import narrow, zip_bomb
 from hostile_images import npy
 from stored_cells import write_cell, write_manifest
+
+from bench.store import machine_name
 
 KEY = "ab" * 32
 
@@ -121,7 +122,7 @@ def leading_outside(place: str) -> Callable[[Path], Deed]:
         outside = folder / "outside"
         outside.mkdir()
         # What a sweep would remove: a process of that number never lives.
-        (outside / f"{socket.gethostname()}-999999999-0").mkdir()
+        (outside / f"{machine_name()}-999999999-0").mkdir()
         (folder / place).parent.mkdir(parents=True)
         (folder / place).symlink_to(outside)
         experiment(folder, (("matrix", "defenses"), ["mahalanobis"]))
@@ -349,7 +350,7 @@ def marks(folder: Path) -> Deed:
     place = results(folder).parents[1] / ".running"
     place.mkdir()
     for name, text in {"x": "[]", "-1": "{}", "1": "[" * 10**5, "2": '{"since": "x"}'}.items():
-        (place / f"{socket.gethostname()}-{name}.json").write_text(text)
+        (place / f"{machine_name()}-{name}.json").write_text(text)
         (place / f"elsewhere-{name}.json").write_text(text)
     return command("status", says="not run yet", outcome="set aside")
 
