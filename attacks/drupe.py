@@ -153,7 +153,8 @@ class Drupe(ReferenceAttack):
     """DRUPE: a warm-up without backdoor, then BadEncoder's losses, then distribution matching.
 
     Epochs count from 1. The weights of the last stage grow while the attack works and shrink
-    while it does not. Defaults are the published code's for CIFAR-10; a profile with fewer epochs
+    while it does not. Defaults are the published code's for CIFAR-10, but for ``similarity_mean``,
+    which is the paper's equation (the code's reading: ``upstream``); a profile with fewer epochs
     scales ``stage1_last_epoch`` and ``controller_first_epoch`` with them.
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.limits import check_inside, read_json
-from bench.report.columns import COLUMNS, ROW_COLUMNS
+from bench.report.columns import COLUMNS, MEASURED, ROW_COLUMNS
 from bench.store import (
     damage,
     machine_name,
@@ -28,7 +28,7 @@ from bench.store import (
 _TOLD = ("attack", "defense", "status", "reason")
 SECONDS_UNTIL_SILENT = 60.0
 """Of a run on another machine, which may have died with its machine."""
-FINISHED = frozenset({"ok", "attack-weak", "attack-invalid", "uncontrolled"})
+FINISHED = frozenset(MEASURED)
 
 
 class CellStore:

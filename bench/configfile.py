@@ -148,45 +148,50 @@ class ConfigFile:
     def _check_parameters(
         self, profile_name: str, profile: Profile, known: Mapping[str, str]
     ) -> None:
-        """Validate every component of the matrix with a profile's overrides, used or not."""
+        """Validate every component of the matrix with the overrides, used or not."""
         here: Location = ("profiles", profile_name)
-        for name in profile.overrides:
-            if name not in known:
-                raise self.yaml.error(
-                    (*here, "overrides", name),
-                    f"unknown attack or defense {name!r}{nearest(name, known)}",
-                )
+        families = profile.families()
+        overrides = {(*here, "overrides"): profile.overrides}
+        overrides |= {(*here, f.name, "overrides"): f.overrides for f in families.values()}
+        for where, layer in overrides.items():
+            for name in layer:
+                if name not in known:
+                    raise self.yaml.error(
+                        (*where, name), f"unknown attack or defense {name!r}{nearest(name, known)}"
+                    )
         for name in profile.settings_tried:
             if name not in registry.entries("attacks"):
                 close = nearest(name, registry.entries("attacks"))
                 raise self.yaml.error(
                     (*here, "settings_tried", name), f"unknown attack {name!r}{close}"
                 )
-        families = profile.families()
-        used: set[str] = set()
-        for group in registry.GROUPS:
-            for where, entry in self._components(profile_name, group):
-                name = entry.component
-                used.add(name)
-                component = registry.load(group, name)
-                family = families.get(getattr(component, "family", "ssl"), families["ssl"])
+        entries: list[tuple[str, str, Mapping[str, Any], Location]] = [
+            (group, entry.component, entry.parameters, (*where, "parameters"))
+            for group in registry.GROUPS
+            for where, entry in self._components(profile_name, group)
+        ]
+        used = {name for _, name, *_ in entries}
+        unused = sorted({name for layer in overrides.values() for name in layer} - used)
+        entries += [(known[name], name, {}, (*here, "overrides", name)) for name in unused]
+        for group, name, parameters, where in entries:
+            component = registry.load(group, name)
+            own = families.get(getattr(component, "family", ""))
+            # An attack is for one family; a defense meets them all.
+            for family in families.values() if group == "defenses" else [own or families["ssl"]]:
+                layers = [(parameters, where)]
+                layers += [
+                    (layer.get(name, {}), (*place, name))
+                    for place, layer in (
+                        ((*here, family.name, "overrides"), family.overrides),
+                        ((*here, "overrides"), profile.overrides),
+                    )
+                ]
                 self._validate(
                     component,
-                    [
-                        (entry.parameters, (*where, "parameters")),
-                        (profile.overrides.get(name, {}), (*here, "overrides", name)),
-                    ],
+                    layers,
                     self.config.datasets[family.dataset].image_size,
-                    merged=self.config.component_parameters(profile, name, entry.parameters),
+                    merged=self.config.component_parameters(profile, name, parameters, family.name),
                 )
-        for name in set(profile.overrides) - used:
-            component = registry.load(known[name], name)
-            family = families.get(getattr(component, "family", "ssl"), families["ssl"])
-            self._validate(
-                component,
-                [(profile.overrides[name], (*here, "overrides", name))],
-                self.config.datasets[family.dataset].image_size,
-            )
 
     def _validate(
         self,

@@ -59,14 +59,17 @@ class Planner:
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Every cell of the matrix: seeds x downstreams x attacks x defenses, in that order."""
         rows = [self.row(entry) for entry in self.matrix.attacks]
-        columns = [self.column(entry) for entry in self.matrix.defenses]
+        columns = {
+            family: [self.column(entry, family) for entry in self.matrix.defenses]
+            for family in self.profile.families()
+        }
         return [
             cell
             for seed in seeds
             for position in range(self._most_downstreams())
             for row in rows
             for downstream in row.downstreams[position : position + 1]
-            for cell in self._row_cells(row, columns, downstream, seed)
+            for cell in self._row_cells(row, columns[row.family.name], downstream, seed)
         ]
 
     def row(self, entry: AttackEntry | VictimEntry) -> Row:
@@ -90,6 +93,8 @@ class Planner:
             )
         attacker = self._resolve("attacks", entry.component, entry.parameters)
         family = families.get(attacker.family)
+        if family is not None and entry.component in family.overrides:
+            attacker = self._resolve("attacks", entry.component, entry.parameters, family.name)
         if family is None:
             reason = f"{attacker.name} needs a CLIP model, and the profile has no `clip`"
             own = families["ssl"]
@@ -111,9 +116,9 @@ class Planner:
             reason,
         )
 
-    def column(self, entry: DefenseEntry) -> Column:
-        """An entry of ``matrix.defenses`` with what it resolves to."""
-        return Column(entry, self._resolve("defenses", entry.component, entry.parameters))
+    def column(self, entry: DefenseEntry, family: str = "ssl") -> Column:
+        """An entry of ``matrix.defenses`` with what it resolves to on a family of encoders."""
+        return Column(entry, self._resolve("defenses", entry.component, entry.parameters, family))
 
     def _row_cells(
         self, row: Row, columns: Sequence[Column], downstream: Downstream, seed: int
@@ -232,13 +237,7 @@ class Planner:
             "probe",
             {
                 "heads": list(HEADS[row.attack.family]),
-                "probe": _chosen(
-                    self.profile.probe,
-                    "epochs",
-                    "batch_size",
-                    "learning_rate",
-                    "max_train_images",
-                ),
+                "probe": self._reading("epochs", "batch_size", "learning_rate"),
                 "train": self.lineage.probe_rows(row.family, downstream),
                 "seed": seed,
                 "environment": self.lineage.environment.describe(),
@@ -251,9 +250,7 @@ class Planner:
         return Stage(
             "pixels",
             {
-                "probe": _chosen(
-                    self.profile.probe, "neighbours", "temperature", "max_train_images"
-                ),
+                "probe": self._reading("neighbours", "temperature"),
                 "train": self.lineage.probe_rows(row.family, downstream),
                 "test_images": self.profile.test_images,
                 "environment": self.lineage.environment.describe(),
@@ -287,9 +284,7 @@ class Planner:
                 "decoy_max_success": self.config.protocol.decoy_max_success,
                 "validation": self.lineage.rows("validation"),
                 "train": self.lineage.probe_rows(row.family, downstream),
-                "probe": _chosen(
-                    self.profile.probe, "neighbours", "temperature", "max_train_images"
-                ),
+                "probe": self._reading("neighbours", "temperature"),
                 "test_images": self.profile.test_images,
                 "seed": seed,
                 "environment": self.lineage.environment.describe(),
@@ -385,10 +380,17 @@ class Planner:
             }
         )
 
-    def _resolve(self, group: str, name: str, parameters: Mapping[str, Any]) -> Component:
-        return self.component(
-            group, name, self.config.component_parameters(self.profile, name, parameters)
-        )
+    def _reading(self, *settings: str) -> dict[str, Any]:
+        """How classes are read out of an encoder: some settings, and how many images it takes."""
+        chosen = _chosen(self.profile.probe, *settings, "max_train_images")
+        # They are drawn; once they were the first ones of the file, under keys that must not match.
+        return chosen if chosen["max_train_images"] is None else {**chosen, "images": "drawn"}
+
+    def _resolve(
+        self, group: str, name: str, parameters: Mapping[str, Any], family: str = "ssl"
+    ) -> Component:
+        merged = self.config.component_parameters(self.profile, name, parameters, family)
+        return self.component(group, name, merged)
 
     def _most_downstreams(self) -> int:
         return max(len(family.downstreams) for family in self.profile.families().values())

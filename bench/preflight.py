@@ -37,6 +37,7 @@ def check(session: Session) -> None:
         _check_checkpoint(session, family, path)
     session.sources  # noqa: B018 - opening them is the check
     for family, where in _families(session):
+        _check_roles(session, family, where)
         _check_image_sizes(session, family, where)
     session.victims.files  # noqa: B018 - likewise
     for stage in topological([cell.stage for cell in session.cells]):
@@ -64,6 +65,22 @@ def _victims(session: Session) -> Iterator[tuple[Location, Row]]:
     for position, entry in enumerate(session.matrix.attacks):
         if isinstance(entry, VictimEntry):
             yield (*session.matrix_location, "attacks", position), session.planner.row(entry)
+
+
+def _check_roles(session: Session, family: Family, where: Location) -> None:
+    """Refuse files that have two roles under two names: images that are held out, or that the
+    defender is to have from elsewhere, would be among those that encoders are trained on."""
+    named = {(*where, "out_of_distribution"): family.out_of_distribution}
+    named |= {
+        (*where, "downstreams", i, "dataset"): d.dataset for i, d in enumerate(family.downstreams)
+    }
+    taken = {_files(session, family.dataset): family.dataset}
+    for place, name in reversed(named.items()):
+        other = taken.setdefault(_files(session, name), name)
+        if other != name:
+            raise session.file.yaml.error(
+                place, f"{name!r} is {other!r} under another name: its images have other roles"
+            )
 
 
 def _check_image_sizes(session: Session, family: Family, where: Location) -> None:
@@ -171,11 +188,14 @@ def _attack_location(session: Session, position: int, *keys: str) -> Location:
     """Where the file sets a parameter of an attack: its entry, the profile, or nowhere."""
     entry = session.matrix.attacks[position]
     own: Location = (*session.matrix_location, "attacks", position, "parameters")
+    here = ("profiles", session.profile_name)
+    family = session.planner.row(entry).family
     layers = {
         own: entry.parameters,
-        ("profiles", session.profile_name, "overrides", entry.component): (
-            session.profile.overrides.get(entry.component, {})
+        (*here, family.name, "overrides", entry.component): family.overrides.get(
+            entry.component, {}
         ),
+        (*here, "overrides", entry.component): session.profile.overrides.get(entry.component, {}),
     }
     for location, layer in layers.items():
         found: Any = layer
@@ -273,8 +293,9 @@ def _check_victims(session: Session) -> None:
 
 
 def _files(session: Session, dataset: str) -> str:
-    """What a data set's images are looked for under, which two names may share."""
-    return session.file.config.datasets[dataset].stored_as or dataset
+    """Where a data set's images are, or what they are looked for under: two names may share it."""
+    config = session.file.config.datasets[dataset]
+    return config.path or config.stored_as or dataset
 
 
 def _check_target(

@@ -41,10 +41,13 @@ class Dede(Defense):
     target, so what is drawn from it does not match: the score is the squared error summed over the
     hidden patches, in normalised units.
 
-    Two departures from the published script. Batches are drawn in a new seeded order each epoch;
+    Three departures from the published script. Batches are drawn in a new seeded order each epoch;
     upstream walks the stored order and drops the same last images every time, which lets the order
-    of a file decide what is learnt. The random masks come from one seeded draw on the device, the
-    same distribution as a shuffle per image.
+    of a file decide what is learnt. The random masks come from seeded draws on the device: one per
+    image in training, and one for all images in scoring, so that a score depends on its image
+    alone. Where ``test_mask_ratio`` leaves patches visible, they are thus the same of every image.
+    And the published in-distribution recipe trains on a set of which 1 % carries the trigger; here
+    that is the matrix entry's to say (``auxiliary_poison_rate``).
 
     Attributes
     ----------

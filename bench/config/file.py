@@ -120,15 +120,17 @@ class Config(Model):
         return self.matrix, ("matrix",)
 
     def component_parameters(
-        self, profile: Profile, name: str, parameters: Mapping[str, Any]
+        self, profile: Profile, name: str, parameters: Mapping[str, Any], family: str = "ssl"
     ) -> dict[str, Any]:
-        """An entry's own parameters over the profile's overrides of the component.
+        """An entry's own parameters over the overrides of the component: those of the profile and,
+        above them, those of the encoder's family.
 
         A parameter that is a mapping itself (a recipe) is laid over key by key.
         """
         merged = dict(profile.overrides.get(name, {}))
-        for key, value in parameters.items():
-            below = merged.get(key)
-            nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-            merged[key] = {**below, **value} if nested else value
+        for layer in (profile.families()[family].overrides.get(name, {}), parameters):
+            for key, value in layer.items():
+                below = merged.get(key)
+                nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+                merged[key] = {**below, **value} if nested else value
         return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -68,7 +68,9 @@ class CLIPConfig(Model):
     """The CLIP model that attacks on image-text training start from, and the data around it.
 
     Data sets are the profile's unless given. ``pretraining`` is a
-    :class:`bench.encoders.contrastive.ClipRecipe`.
+    :class:`bench.encoders.contrastive.ClipRecipe`. ``overrides`` lie over the profile's, for rows
+    on these encoders: a defense may have another setting at another resolution, never for another
+    attack.
     """
 
     encoder: EncoderConfig
@@ -76,6 +78,7 @@ class CLIPConfig(Model):
     dataset: str | None = None
     out_of_distribution: str | None = None
     downstreams: tuple[Downstream, ...] | None = Field(None, min_length=1)
+    overrides: dict[str, dict[str, Any]] = {}
 
 
 class StageResources(Model):
@@ -172,6 +175,7 @@ class Profile(Model):
             self.clip.dataset or self.dataset,
             self.clip.out_of_distribution or self.out_of_distribution,
             self.clip.downstreams or self.downstreams,
+            self.clip.overrides,
         )
         return {"ssl": own, "clip": clip}
 
@@ -186,3 +190,5 @@ class Family:
     dataset: str
     out_of_distribution: str
     downstreams: tuple[Downstream, ...]
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Component -> parameters over the profile's own overrides."""

@@ -21,6 +21,9 @@ class Column:
 STATUSES = ("ok", "attack-weak", "attack-invalid", "uncontrolled", "skipped", "failed")
 """What a row can be, in the order in which tables show them within one attack."""
 
+MEASURED = STATUSES[:4]
+"""The statuses of rows that have their numbers."""
+
 _RATE = "0 to 1"
 
 _ROW = (

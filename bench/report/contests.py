@@ -128,16 +128,21 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
     """Blocks x defenses, what follows from it, and what was left out.
 
     A block is one (attack, data set, encoder) on which every defense has an ok cell in every seed;
-    seeds and downstream sets are averaged first. Controls, analyses and reduced rows stay outside.
+    seeds and downstream sets are averaged first, sets on which the attack is skipped left out.
+    Controls, references, analyses and reduced rows stay outside.
     """
     cells = [
         cell
         for cell in results.cells
-        if table.wants(cell.row) and not (cell.control or cell.analysis or cell.reduced)
+        if table.wants(cell.row)
+        and not (cell.control or cell.reference or cell.analysis or cell.reduced)
     ]
+    references = {cell.row["defense"] for cell in results.cells if cell.reference}
     values: dict[tuple[str, ...], dict[str, dict[Any, float | None]]] = {}
     for cell in cells:
         row = cell.row
+        if cell.status == "skipped":
+            continue
         block = values.setdefault((row["attack"], row["dataset"], row["encoder"]), {})
         value = row[table.metric] if cell.status == "ok" else None
         part = (row["seed"], row["downstream"], row["target"])
@@ -151,16 +156,24 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
         means[block] = {
             d: strict_mean([found.get(d, {}).get(part) for part in wanted]) for d in defenses
         }
-    valid = [b for b, row in means.items() if any(v is not None for v in row.values())]
+    valid = [
+        block
+        for block, found in values.items()
+        if any(value is not None for parts in found.values() for value in parts.values())
+    ]
     whole = [b for b in valid if None not in means[b].values()]
     scores = pd.DataFrame([means[b] for b in whole], columns=defenses, dtype=float)
     scores.index = pd.Index([" / ".join(b) for b in whole], dtype=object)
     left = [b[0] for b in valid if b not in whole]
     said = (
-        [f"Left out, because some defense has no value there: {', '.join(left)}."] if left else []
+        [f"Left out, without an ok value of every defense in every seed: {', '.join(left)}."]
+        if left
+        else []
     )
     absent = [
-        d for d in results.manifest.defenses if table.admits("defense", d) and d not in defenses
+        d
+        for d in results.manifest.defenses
+        if table.admits("defense", d) and d not in defenses and d not in references
     ]
     if absent:
         said.append(f"Without a cell that counts, hence not ranked: {', '.join(absent)}.")
@@ -168,13 +181,12 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
 
 
 def ranks_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
-    """Defense, mean rank, mean of the metric, number of blocks; best first."""
-    scores, found, _ = ranking(table, results)
+    """Defense, mean rank, number of blocks; best first. Values themselves are not averaged here:
+    blocks are of several encoders."""
+    _, found, _ = ranking(table, results)
     if found is None:
-        return pd.DataFrame(columns=["defense", "mean_rank", table.metric, "blocks"])
-    frame = pd.DataFrame(
-        {"mean_rank": found.ranks, table.metric: scores.mean(), "blocks": found.blocks}
-    )
+        return pd.DataFrame(columns=["defense", "mean_rank", "blocks"])
+    frame = pd.DataFrame({"mean_rank": found.ranks, "blocks": found.blocks})
     frame = frame.sort_values(["mean_rank"], kind="stable").rename_axis("defense").reset_index()
     return frame.astype({"blocks": "Int64"})
 
@@ -198,17 +210,16 @@ def ranks_text(name: str, table: DeclaredTable, results: Results) -> TextTable:
         name=name,
         title=f"Mean ranks by {METRIC_NAMES[table.metric]}, profile {results.manifest.profile}",
         notes=(*notes, *([left] if left else [])),
-        headers=("defense", "mean rank", f"mean {METRIC_NAMES[table.metric]}", "blocks"),
+        headers=("defense", "mean rank", "blocks"),
         rows=tuple(
             (
                 row["defense"],
                 decimals(row["mean_rank"], 2),
-                decimals(row[table.metric], 3),
                 str(row["blocks"]),
             )
             for row in frame.to_dict("records")
         ),
-        numeric=frozenset({1, 2, 3}),
+        numeric=frozenset({1, 2}),
     )
 
 

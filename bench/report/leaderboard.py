@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bench.evaluation.statistics import seed_interval
-from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, STATUSES
+from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, MEASURED, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "summary",
     "t_interval",
     "thresholds",
+    "valid_in_some_seeds",
     "varying_context",
     "worst_status",
 ]
@@ -94,7 +95,10 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
     Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
     :data:`INTERVAL_METRICS`: the stored test-sampling interval of a single seed, a 95 % t interval
-    over three or more seeds, nothing for two. A mean is given only where every seed has a value.
+    over three or more seeds, nothing for two. Seeds that share their victim (and its twin, for what
+    is measured on both) are one draw of it, however many they are: their test-sampling intervals
+    are put together, from the lowest end to the highest. A mean is given only where every seed has
+    a value.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in map(_row, results.cells):
@@ -114,9 +118,10 @@ def summary(results: Results) -> pd.DataFrame:
     """Each defense averaged over the valid attacks on one kind of encoder.
 
     Analyses and reduced rows stay outside, and encoders are never averaged with each other. An
-    attack counts (per seed) when some defense has an ok row on it. Means are given only when every
-    defense has an ok row on every such attack; otherwise they are empty for all defenses on that
-    encoder and ``missing`` names what stands in the way. Seeds are averaged first, then attacks.
+    attack counts when it passes the gate in every seed (:func:`valid_in_some_seeds` names the
+    others). Means are given only when every defense has an ok row on every such attack in every
+    seed; otherwise they are empty for all defenses on that encoder and ``missing`` names what
+    stands in the way. Seeds, downstream sets and targets are averaged first, then attacks.
     """
     everything = _sorted_rows(map(_row, results.cells), results.manifest)
     rows = [row for row in everything if not row["reduced"]]
@@ -129,8 +134,27 @@ def summary(results: Results) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     for encoder in dict.fromkeys(row["encoder"] for row in rows) or [""]:
         mine = [row for row in rows if row["encoder"] == encoder]
-        records += _summary_of(encoder, mine, columns, defenses)
+        records += _summary_of(encoder, mine, columns, defenses, results.manifest.seeds)
     return _frame(records, ("encoder", "defense", "n_attacks", *SUMMARY_METRICS, "missing"))
+
+
+def valid_in_some_seeds(results: Results) -> list[str]:
+    """Attacks (columns of :func:`summary`) that pass the validity gate in some seeds only."""
+    rows = [row for row in plain_rows(results) if not row["reduced"]]
+    gates = _gates(rows, attack_columns(rows))
+    return [name for name, passed in gates.items() if set(passed.values()) == {True, False}]
+
+
+def _gates(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]
+) -> dict[str, dict[int, bool]]:
+    """Attack column -> seed -> whether the attack passed the gate, where that is known."""
+    gates: dict[str, dict[int, bool]] = {}
+    for row in rows:
+        if row["status"] in MEASURED and not row["control"]:
+            passed = gates.setdefault(columns[row["key"]], {})
+            passed[row["seed"]] = passed.get(row["seed"], False) or row["status"] == "ok"
+    return gates
 
 
 def _summary_of(
@@ -138,16 +162,13 @@ def _summary_of(
     rows: list[dict[str, Any]],
     columns: Mapping[str, str],
     defenses: list[str],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """The records of :func:`summary` for one encoder, best first."""
     found = {(columns[row["key"]], row["seed"], row["defense"]): row for row in rows}
-    valid = list(
-        dict.fromkeys(
-            (columns[row["key"]], row["seed"])
-            for row in rows
-            if row["status"] == "ok" and not row["control"]
-        )
-    )
+    attack_of = {columns[row["key"]]: row["attack"] for row in rows}
+    gates = _gates(rows, columns)
+    valid = [(name, s) for name, passed in gates.items() if all(passed.values()) for s in seeds]
     missing = {defense: _missing(defense, valid, found) for defense in defenses}
     complete = bool(valid) and not any(missing.values())
     records = []
@@ -155,9 +176,12 @@ def _summary_of(
         record: dict[str, Any] = {
             "encoder": encoder,
             "defense": defense,
-            "n_attacks": len({name for name, _ in valid}),
+            "n_attacks": len({attack_of[name] for name, _ in valid}),
         }
-        cells = [(name, found[name, seed, defense]) for name, seed in valid] if complete else []
+        cells = [
+            (attack_of[name], found[name, seed, defense])
+            for name, seed in (valid if complete else [])
+        ]
         for metric in SUMMARY_METRICS:
             record[metric] = _mean_of_means([(name, row[metric]) for name, row in cells])
         record["missing"] = "; ".join(missing[defense]) if valid else "no valid attack"
@@ -236,6 +260,8 @@ def _row(cell: StoredCell) -> dict[str, Any]:
         for end, value in (("low", low), ("high", high)):
             if row.get(f"{metric}_{end}") is None:
                 row[f"{metric}_{end}"] = value
+    # Cells of earlier versions do not name their encoders: each is then its own.
+    row["encoders"] = tuple(cell.encoders.get(role, cell.key) for role in ("victim", "twin"))
     return row
 
 
@@ -249,15 +275,29 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in numbers:
         mean[name] = strict_mean([row[name] for row in rows])
     for metric in INTERVAL_METRICS:
-        values = [row[metric] for row in rows]
-        bounds = None if None in values else t_interval(values)
-        floor = -1.0 if COLUMNS[metric].unit.startswith("-1") else 0.0
-        low, high = (max(bounds[0], floor), min(bounds[1], 1.0)) if bounds else (None, None)
-        mean[f"{metric}_low"], mean[f"{metric}_high"] = low, high
+        mean[f"{metric}_low"], mean[f"{metric}_high"] = _interval_over_seeds(rows, metric)
     for name in ("encoder_verdict", "encoder_verdict_twin"):
         mean[name] = _verdicts([row[name] for row in rows])
     mean["reason"] = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
     return mean
+
+
+def _interval_over_seeds(
+    rows: list[dict[str, Any]], metric: str
+) -> tuple[float | None, float | None]:
+    """See :func:`over_seeds`."""
+    both = metric == "auroc_delta"
+    if len({row["encoders"] if both else row["encoders"][0] for row in rows}) == 1:
+        ends = [(row[f"{metric}_low"], row[f"{metric}_high"]) for row in rows]
+        known = all(None not in pair for pair in ends)
+        lows, highs = zip(*ends, strict=True)
+        return (min(lows), max(highs)) if known else (None, None)
+    values = [row[metric] for row in rows]
+    bounds = None if None in values else t_interval(values)
+    if bounds is None:
+        return None, None
+    floor = -1.0 if COLUMNS[metric].unit.startswith("-1") else 0.0
+    return max(bounds[0], floor), min(bounds[1], 1.0)
 
 
 def _verdicts(verdicts: list[str]) -> str:

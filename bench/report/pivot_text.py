@@ -114,7 +114,9 @@ class _Writer:
         for encoder in dict.fromkeys(self.found.encoders.values()):
             attacks: dict[str, list[dict[str, Place]]] = {}
             for place, row in self.found.rows.items():
-                if self.found.encoders.get(place) == encoder:
+                # A set on which an attack cannot be judged at all is no gap in its mean.
+                skipped = row and all(c.status == "skipped" for c in row.values())
+                if self.found.encoders.get(place) == encoder and not skipped:
                     attacks.setdefault(place[self.found.fields.index("attack")], []).append(row)
             valid = [
                 rows

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.formats import TextTable, number_text
-from bench.report.leaderboard import over_seeds, summary, varying_context
+from bench.report.leaderboard import over_seeds, summary, valid_in_some_seeds, varying_context
 from bench.report.schema import Results, StoredCell
 
 __all__ = [
@@ -100,10 +100,12 @@ def summary_table(results: Results) -> TextTable:
             "Means over the attacks that pass the validity gate, per encoder, controls left out; "
             "every defense has an ok row on each of them. Seeds are averaged first."
         )
+    partly = valid_in_some_seeds(results)
+    left = f" Left out, valid in some seeds only: {', '.join(partly)}." if partly else ""
     return TextTable(
         name="summary",
         title=f"Averages over attacks, profile {results.manifest.profile}",
-        notes=(*state_notes(results), note),
+        notes=(*state_notes(results), note + left),
         headers=headers,
         rows=rows,
         numeric=_positions(headers, set(headers) - {"encoder", "defense", "missing"}),
@@ -214,7 +216,8 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
     notes = [
         "Sorted within each attack by vs decoy, then delta; rows that are not ok come last.",
         "AUROC: triggered non-target images against clean test images. Placebo: the same defense "
-        "and images on the clean twin, an encoder without the backdoor; delta = AUROC - placebo. "
+        "and images on the clean twin, an encoder without the backdoor; delta = AUROC - placebo, "
+        "which a placebo below 0.5 makes larger than any detection. "
         "Decoy: images stamped with a look-alike of the trigger that does not activate the "
         "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
         "what only a detector of the backdoor itself can win. On twin: the same without the "
@@ -228,7 +231,7 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "Brackets: "
         + (
             "n seeds are averaged; a 95 % t interval for n >= 3, none for n = 2, the test-sampling "
-            "interval for n = 1."
+            "interval for n = 1 and where all seeds have one encoder."
             if repeated
             else "test-sampling interval, a bootstrap over source images."
         ),

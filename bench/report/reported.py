@@ -28,6 +28,7 @@ class Ours(Model):
     defense: str
     metric: str
     factor: float = 1.0
+    plus: float = 0.0
     probe: str | None = None
     """A probe of ``downstream.csv``, for a figure that was not read by the cell's own."""
 
@@ -133,7 +134,7 @@ def _ours(chosen: DeclaredTable, results: Results, ours: Ours) -> tuple[float | 
     value = strict_mean([_figure(c, ours) for c in alike])
     worst = worst_status(c.status for c in alike)
     setting = _setting(alike, worst) + (f", {ours.probe}" if ours.probe else "")
-    return (None if value is None else ours.factor * value), setting, worst
+    return (None if value is None else ours.plus + ours.factor * value), setting, worst
 
 
 def _figure(cell: StoredCell, ours: Ours) -> float | None:

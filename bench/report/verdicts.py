@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -27,27 +28,50 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Judged:
-    """One encoder under one detector."""
+    """One encoder under one detector, which may have examined it with several seeds.
+
+    Attributes
+    ----------
+    encoder
+        Its architecture.
+    attack
+        The first one whose victim or twin it is.
+    said
+        Seed of the detector -> its score and verdict; no verdict where it has no rule.
+    """
 
     defense: str
     encoder: str
     attack: str
-    seed: int
     backdoored: bool
-    score: float
-    verdict: str
+    said: dict[int, tuple[float, str]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Mean over the detector's seeds."""
+        return fmean(score for score, _ in self.said.values())
+
+    @property
+    def ruled(self) -> bool:
+        return all(verdict for _, verdict in self.said.values())
+
+    @property
+    def flagged(self) -> bool:
+        """Whether at least half of the seeds call it backdoored."""
+        calls = [verdict == "backdoored" for _, verdict in self.said.values()]
+        return 2 * sum(calls) >= len(calls)
 
 
 def judged_encoders(
     table: DeclaredTable, results: Results
-) -> tuple[list[Judged], dict[Any, set[tuple[str, int]]]]:
-    """Every encoder that a detector scored, once per seed, and the victims that do not count.
+) -> tuple[list[Judged], dict[Any, set[str]]]:
+    """Every encoder that a detector scored, once, and the victims that do not count.
 
     Victims of valid attacks are the backdoored ones, clean twins and the control's encoder the
     clean ones. Victims of attacks that fail the gate are neither, nor are reduced runs.
     """
     found: dict[tuple[Any, ...], Judged] = {}
-    passed_over: dict[Any, set[tuple[str, int]]] = {}
+    passed_over: dict[Any, set[str]] = {}
     for cell in results.cells:
         row = cell.row
         if not (table.wants(row) and cell.measured and row["encoder_score"] is not None):
@@ -63,13 +87,10 @@ def judged_encoders(
             # Cells of earlier versions do not name their encoders; equal scores then mean one.
             encoder = cell.encoders.get(role, f"{row['encoder']}/{row['seed']}/{score!r}")
             if backdoored and cell.status != "ok":
-                passed_over.setdefault(where, set()).add((encoder, row["seed"]))
+                passed_over.setdefault(where, set()).add(encoder)
                 continue
-            key = (*where, encoder, row["seed"])
-            verdict = row[f"encoder_verdict{suffix}"]
-            found.setdefault(
-                key, Judged(*where, row["attack"], row["seed"], backdoored, score, verdict)
-            )
+            one = found.setdefault((*where, encoder), Judged(*where, row["attack"], backdoored))
+            one.said.setdefault(row["seed"], (score, row[f"encoder_verdict{suffix}"]))
     return list(found.values()), passed_over
 
 
@@ -87,8 +108,8 @@ def encoders_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
     for (defense, encoder), members in groups.items():
         bad = [one for one in members if one.backdoored]
         good = [one for one in members if not one.backdoored]
-        ruled = all(one.verdict for one in members)
-        flagged, alarms = (sum(one.verdict == "backdoored" for one in kind) for kind in (bad, good))
+        ruled = all(one.ruled for one in members)
+        flagged, alarms = (sum(one.flagged for one in kind) for kind in (bad, good))
         right = flagged + len(good) - alarms
         enough = min(len(bad), len(good)) >= FEWEST_ENCODERS
         records.append(
@@ -142,7 +163,8 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
     yield (
         "Thresholds are each method's own, published or fitted on clean images, and the same for "
         "all attacks. Every encoder counts once: victims of attacks that pass the validity gate, "
-        "and the clean encoders beside them."
+        "and the clean encoders beside them. Where a detector examined one with several seeds, "
+        "their mean score counts, and the encoder is flagged if half of them or more flag it."
     )
     few = frame["auroc"].isna().any() if len(frame) else False
     if few:
@@ -163,8 +185,11 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
 
 def _described(one: Judged, repeated: bool) -> str:
     who = one.attack if one.backdoored else f"clean encoder of {one.attack}"
-    seed = f", seed {one.seed}" if repeated else ""
-    return f"{who}{seed} {one.score:.3f}{f' ({one.verdict})' if one.verdict else ''}"
+    said = (
+        f"{f'seed {seed} ' if repeated else ''}{score:.3f}{f' ({verdict})' if verdict else ''}"
+        for seed, (score, verdict) in sorted(one.said.items())
+    )
+    return f"{who}{', ' if repeated else ' '}{' and '.join(said)}"
 
 
 def _of(count: Any, total: Any) -> str:

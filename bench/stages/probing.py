@@ -20,10 +20,16 @@ BATCH = 1000
 
 
 def probe_images(stage: Stage, workspace: Workspace) -> ImageSet:
-    """The labelled images that a probe (and the kNN bank) learns from."""
+    """The labelled images that a probe (and the kNN bank) learns from; where their number is
+    bounded, drawn by the seed of the splits, since files may lie by class."""
     train = workspace.images(stage.inputs["train"])
-    rows = permuted_rows(len(train), stage.spec["train"], train.name)
-    return train.select(rows[: stage.spec["probe"]["max_train_images"]])
+    wanted = stage.spec["train"]
+    rows = permuted_rows(len(train), wanted, train.name)
+    most = stage.spec["probe"]["max_train_images"]
+    if most is not None and most < len(rows):
+        generator = torch.Generator().manual_seed(wanted["all_but"]["seed"])
+        rows = rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+    return train.select(rows)
 
 
 def probe_features(

@@ -327,6 +327,50 @@ def test_a_profile_may_extend_another(tiny, session_of):
     assert profile.splits == session_of({**tiny, "default_profile": "tiny"}).profile.splits
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "place"),
+    [
+        ((*PROFILE, "out_of_distribution"), "again", "profiles.tiny.out_of_distribution"),
+        (
+            (*PROFILE, "downstreams", 0, "dataset"),
+            "again",
+            "profiles.tiny.downstreams[0].dataset",
+        ),
+    ],
+)
+def test_the_same_files_under_another_name_have_no_second_role(
+    tiny, write_config, refused, keys, value, place
+):
+    tiny["datasets"]["again"] = {"source": "digits", "stored_as": "digits"}
+    write_config(set_in(tiny, keys, value))
+    assert f"{place}: 'again' is 'digits' under another name" in refused("run")
+
+
+def test_a_defense_may_have_another_setting_on_clip_encoders(tiny, write_config, session_of):
+    tiny["matrix"] = {"attacks": ["none", "clip-backdoor"], "defenses": ["lof"]}
+    tiny["profiles"]["tiny"]["overrides"]["lof"] = {"neighbours": 5}
+    tiny["profiles"]["tiny"]["clip"]["overrides"] = {"lof": {"neighbours": 9}}
+    cells = session_of(tiny).cells
+    fits = {c.identity["attack"]: c.stage.inputs["victim"].inputs["fit"] for c in cells}
+    used = {name: fit.spec["component"]["parameters"]["neighbours"] for name, fit in fits.items()}
+    assert used == {"none": 5, "clip-backdoor": 9}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loff": {}}, "clip.overrides.loff: unknown attack or defense 'loff'; did you mean 'lof'"),
+        ({"lof": {"neighbours": 0}}, "profiles.tiny.clip.overrides.lof.neighbours: should be"),
+    ],
+)
+def test_mistakes_in_the_overrides_of_a_family_are_named(
+    tiny, write_config, refused, overrides, message
+):
+    tiny["profiles"]["tiny"]["clip"]["overrides"] = overrides
+    write_config(tiny)
+    assert message in refused("run")
+
+
 def test_a_nul_in_a_path_is_refused(tiny, write_config, refused):
     tiny["datasets"]["mine"] = {"source": "folder", "path": "a\0b"}
     write_config(tiny)

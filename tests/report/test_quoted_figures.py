@@ -1,4 +1,4 @@
-"""README and findings quote the committed tables: every figure of theirs is looked up.
+"""README and docs quote the committed tables: every figure of theirs is looked up.
 
 After a block of text (a paragraph, a list, a table) a comment says where its figures, in their
 order, come from; braces stand for several, the first ones varying slowest:
@@ -37,6 +37,7 @@ RESULTS = REPOSITORY / "results" / "cifar10-small"
 PAGES = {
     "README.md": ("## What it looks like", "### Reading a run"),
     "docs/findings.md": ("# What the first leaderboard says", None),
+    "docs/small-scale.md": ("# Attacks at a small scale", "## CTRL"),
 }
 COMMENT = re.compile(r"<!-- figures\n(.*?)\n-->", re.DOTALL)
 FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)? %|(?<![\w.])\d+\.\d+(?!\w|\.\d)")
@@ -87,8 +88,9 @@ def _term(term: str, seed: str | None) -> float:
         return float(words[0])
     if words[0] == "reported":
         _, system, metric, column = words
-        reported = {(r["system"], r["metric"]): r for r in _rows("tables/reported-vs-measured.csv")}
-        return float(reported[system, metric][column])
+        rows = _rows("tables/reported-vs-measured.csv")
+        (row,) = (r for r in rows if (r["system"], r["metric"]) == (system, metric))
+        return float(row[column])
     attack, defense, column, *which = words
     seed = which[1] if which else seed
     table, name = _home(column)

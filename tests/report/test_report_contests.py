@@ -120,7 +120,7 @@ def test_ranks_below_ten_blocks_say_why_there_are_no_tests(tmp_path):
     assert list(ranks_frame(RANKS, results)["mean_rank"]) == [1, 2, 3]
     text = ranks_text("ranks", RANKS, results)
     assert "3 blocks, and the tests need 10" in " ".join(text.notes)
-    assert text.rows[0] == ("a", "1.00", "0.901", "3")
+    assert text.rows[0] == ("a", "1.00", "3")
 
 
 def test_ranks_from_ten_blocks_on_come_with_tests(tmp_path):
@@ -191,6 +191,37 @@ def test_seeds_are_one_block(tmp_path):
     assert scores.iloc[0].to_dict() == pytest.approx({"a": 0.55, "b": 0.45})
 
 
+def test_references_are_not_ranked(tmp_path):
+    keys = [
+        write_cell(tmp_path, "x", d, row={"auroc_vs_decoy": v}, reference=d == "pixels")
+        for d, v in (("a", 0.9), ("pixels", 0.8), ("b", 0.7))
+    ]
+    write_manifest(tmp_path, ["x"], ["a", "pixels", "b"], keys)
+    _, found, left = ranking(RANKS, load_results(tmp_path))
+    assert found.ranks.to_dict() == {"a": 1, "b": 2}
+    assert left == ""
+
+
+def test_a_downstream_set_on_which_an_attack_is_skipped_is_no_gap(tmp_path):
+    keys = [write_cell(tmp_path, "ctrl", d, row={"auroc_vs_decoy": 0.8}) for d in ("a", "b")]
+    keys += [
+        write_cell(tmp_path, "ctrl", d, status="skipped", row={"downstream": "gtsrb"})
+        for d in ("a", "b")
+    ]
+    write_manifest(tmp_path, ["ctrl"], ["a", "b"], keys)
+    scores, _, left = ranking(RANKS, load_results(tmp_path))
+    assert (len(scores), left) == (1, "")
+
+
+def test_an_attack_that_took_in_some_seeds_only_is_named(tmp_path):
+    said = {0: "ok", 1: "attack-invalid"}
+    keys = [write_cell(tmp_path, "x", d, s, status=said[s]) for d in ("a", "b") for s in said]
+    write_manifest(tmp_path, ["x"], ["a", "b"], keys, seeds=(0, 1))
+    scores, _, left = ranking(RANKS, load_results(tmp_path))
+    assert len(scores) == 0
+    assert left == "Left out, without an ok value of every defense in every seed: x."
+
+
 def judged(folder, count, scores=(0.9, 0.1), verdicts=("backdoored", "clean"), **cell):
     keys = []
     for i in range(count):
@@ -238,6 +269,31 @@ def test_a_shared_twin_counts_once(tmp_path):
     assert (row["backdoored"], row["clean"]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "alarms"), [(("clean", "clean", "backdoored"), 0), (("backdoored", "clean"), 1)]
+)
+def test_an_encoder_examined_with_several_seeds_counts_once(tmp_path, verdicts, alarms):
+    scores = (0.1, 0.5, 0.3)[: len(verdicts)]
+    keys = [
+        write_cell(
+            tmp_path,
+            "none",
+            "d",
+            seed,
+            control=True,
+            row={"encoder_score": score, "encoder_verdict": verdict},
+            encoders={"victim": "shared", "twin": "shared"},
+        )
+        for seed, (score, verdict) in enumerate(zip(scores, verdicts, strict=True))
+    ]
+    write_manifest(tmp_path, ["none"], ["d"], keys, seeds=range(len(verdicts)))
+    results = load_results(tmp_path)
+    [row] = encoders_frame(ENCODERS, results).to_dict("records")
+    assert (row["clean"], row["false_alarms"]) == (1, alarms)
+    said = f"clean encoder of none, seed 0 0.100 ({verdicts[0]}) and seed 1 0.500 ({verdicts[1]})"
+    assert said in " ".join(encoders_text("encoders", ENCODERS, results).notes)
+
+
 def test_victims_of_attacks_that_fail_the_gate_do_not_count(tmp_path):
     results = judged(tmp_path, 2, status="attack-invalid", reason="ASR 0.1")
     [row] = encoders_frame(ENCODERS, results).to_dict("records")
@@ -276,13 +332,20 @@ def test_a_published_figure_read_by_knn_stands_beside_ours_by_knn(tmp_path):
 def test_published_figures_stand_beside_ours(tmp_path):
     keys = [
         write_cell(tmp_path, "clip-backdoor", "decree", row={"encoder_score": -0.089}),
-        write_cell(tmp_path, "badencoder", "dede-ood", row={"auroc_all": 0.97}),
+        write_cell(
+            tmp_path,
+            "badencoder",
+            "dede-ood",
+            row={"auroc_all": 0.97, "fpr_median_rule": 0.1, "tpr_median_rule": 0.95},
+        ),
     ]
     write_manifest(tmp_path, ["clip-backdoor", "badencoder"], ["decree", "dede-ood"], keys)
     table = DeclaredTable(kind="reported")
     frame = reported_frame(table, load_results(tmp_path))
     ours = {(r["system"], r["metric"], r["published"]): r for r in frame.to_dict("records")}
     assert ours["DeDe", "AUROC", 0.9813]["measured"] == 0.97
+    # Over all images, as published, where our own column is over those of other classes.
+    assert ours["DeDe", "TPR", 0.9329]["measured"] == pytest.approx(0.9)
     assert ours["DECREE", "PL1", 0.0187]["measured"] == pytest.approx(0.089)
     assert ours["CTRL", "ASR", 0.9]["status"] == "not run"
     text = reported_text("reported", table, load_results(tmp_path))

@@ -134,6 +134,16 @@ def test_rows_of_one_attack_are_averaged_before_attacks(tmp_path):
     assert rows["mean over 2 attacks (resnet-simclr)"][4] == "0.750"
 
 
+def test_a_set_on_which_an_attack_is_skipped_is_no_gap_in_its_mean(tmp_path):
+    keys = [
+        write_cell(tmp_path, "x", "d", row={"downstream": "cifar10", "auroc": 0.9}),
+        write_cell(tmp_path, "x", "d", status="skipped", row={"downstream": "gtsrb"}),
+    ]
+    write_manifest(tmp_path, ["x"], ["d"], keys)
+    rows, _ = lines(DETECTION, load_results(tmp_path))
+    assert rows["mean over 1 attack (resnet-simclr)"][4] == "0.900"
+
+
 def test_reduced_rows_and_references_are_apart(tmp_path):
     values = {"a": 0.7, "b": 0.8, "reduced": 0.9, "reference": 0.95}
     keys = [

@@ -195,6 +195,50 @@ def test_encoders_are_never_averaged_with_each_other(tmp_path):
     assert means["n_attacks"].to_dict() == {"resnet-simclr": 1, "template-clip": 1}
 
 
+SEVERAL = {0: "ok", 1: "attack-invalid", 2: "ok"}
+
+
+def test_an_attack_that_took_in_some_seeds_only_enters_no_average(tmp_path):
+    keys = [write_cell(tmp_path, "x", "d", seed, status=said) for seed, said in SEVERAL.items()]
+    keys += [write_cell(tmp_path, "y", "d", seed, row={"auroc": 0.7}) for seed in SEVERAL]
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys, seeds=tuple(SEVERAL))
+    [row] = summary(load_results(tmp_path)).to_dict("records")
+    assert (row["n_attacks"], row["auroc"]) == (1, pytest.approx(0.7))
+    assert "Left out, valid in some seeds only: x." in export(tmp_path, "markdown", "summary")
+
+
+def test_downstream_sets_of_an_attack_are_averaged_before_attacks(tmp_path):
+    values = {("x", "cifar10"): 0.9, ("x", "gtsrb"): 0.5, ("y", "cifar10"): 0.8}
+    keys = [
+        write_cell(tmp_path, attack, "d", row={"downstream": name, "auroc": value})
+        for (attack, name), value in values.items()
+    ]
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys)
+    [row] = summary(load_results(tmp_path)).to_dict("records")
+    assert (row["n_attacks"], row["auroc"]) == (2, pytest.approx(0.75))
+
+
+@pytest.mark.parametrize(
+    ("victims", "bounds"), [(("v", "v", "v"), (0.68, 0.74)), (("u", "v", "w"), (0.6752, 0.7248))]
+)
+def test_seeds_that_share_their_victim_are_one_draw_of_it(tmp_path, victims, bounds):
+    """Not three, whose spread of nothing would be an interval of nothing."""
+    keys = [
+        write_cell(
+            tmp_path,
+            "none",
+            "d",
+            seed,
+            row={"auroc": value, "auroc_low": value - 0.01, "auroc_high": value + 0.03},
+            encoders={"victim": victim, "twin": "t"},
+        )
+        for seed, (victim, value) in enumerate(zip(victims, (0.69, 0.7, 0.71), strict=True))
+    ]
+    write_manifest(tmp_path, ["none"], ["d"], keys, seeds=(0, 1, 2))
+    [row] = over_seeds(load_results(tmp_path)).to_dict("records")
+    assert (row["auroc_low"], row["auroc_high"]) == pytest.approx(bounds, abs=1e-4)
+
+
 def test_cells_of_another_target_get_their_own_column_of_the_summary(tmp_path):
     keys = [write_cell(tmp_path, "x", "d", row={"target": target}) for target in (0, 12)]
     keys.append(write_cell(tmp_path, "x", "e", row={"target": 0}))
