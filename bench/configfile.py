@@ -16,6 +16,7 @@ from bench.config import (
     AttackEntry,
     Config,
     DefenseEntry,
+    Family,
     Profile,
     VictimEntry,
 )
@@ -151,13 +152,17 @@ class ConfigFile:
         """Validate every component of the matrix with the overrides, used or not."""
         here: Location = ("profiles", profile_name)
         families = profile.families()
-        overrides = {(*here, "overrides"): profile.overrides}
-        overrides |= {(*here, f.name, "overrides"): f.overrides for f in families.values()}
-        for where, layer in overrides.items():
+        layers = {(*here, "overrides"): profile.overrides}
+        layers |= {(*here, f.name, "overrides"): f.overrides for f in families.values()}
+        for where, layer in layers.items():
             for name in layer:
                 if name not in known:
                     raise self.yaml.error(
                         (*where, name), f"unknown attack or defense {name!r}{nearest(name, known)}"
+                    )
+                if known[name] == "attacks" and layer is not profile.overrides:
+                    raise self.yaml.error(
+                        (*where, name), f"the attack {name} is for one family: overrides.{name}"
                     )
         for name in profile.settings_tried:
             if name not in registry.entries("attacks"):
@@ -165,33 +170,36 @@ class ConfigFile:
                 raise self.yaml.error(
                     (*here, "settings_tried", name), f"unknown attack {name!r}{close}"
                 )
-        entries: list[tuple[str, str, Mapping[str, Any], Location]] = [
+        entries = [
             (group, entry.component, entry.parameters, (*where, "parameters"))
             for group in registry.GROUPS
             for where, entry in self._components(profile_name, group)
         ]
-        used = {name for _, name, *_ in entries}
-        unused = sorted({name for layer in overrides.values() for name in layer} - used)
-        entries += [(known[name], name, {}, (*here, "overrides", name)) for name in unused]
+        unused = {name for layer in layers.values() for name in layer} - {e[1] for e in entries}
+        entries += [(known[name], name, {}, (*here, "overrides", name)) for name in sorted(unused)]
+        met = self._families_met(profile_name, families)
         for group, name, parameters, where in entries:
             component = registry.load(group, name)
-            own = families.get(getattr(component, "family", ""))
-            # An attack is for one family; a defense meets them all.
-            for family in families.values() if group == "defenses" else [own or families["ssl"]]:
-                layers = [(parameters, where)]
-                layers += [
-                    (layer.get(name, {}), (*place, name))
-                    for place, layer in (
-                        ((*here, family.name, "overrides"), family.overrides),
-                        ((*here, "overrides"), profile.overrides),
-                    )
-                ]
+            own = families.get(getattr(component, "family", "ssl"), families["ssl"])
+            for family in met if group == "defenses" else [own]:
                 self._validate(
                     component,
-                    layers,
+                    [
+                        (parameters, where),
+                        (family.overrides.get(name, {}), (*here, family.name, "overrides", name)),
+                        (profile.overrides.get(name, {}), (*here, "overrides", name)),
+                    ],
                     self.config.datasets[family.dataset].image_size,
                     merged=self.config.component_parameters(profile, name, parameters, family.name),
                 )
+
+    def _families_met(self, profile_name: str, families: Mapping[str, Family]) -> list[Family]:
+        """The families whose encoders the defenses of a matrix meet."""
+        attacks = self.config.matrix_of(profile_name)[0].attacks
+        if any(isinstance(entry, VictimEntry) for entry in attacks):
+            return list(families.values())
+        named = {registry.load("attacks", entry.component).family for entry in attacks}
+        return [family for name, family in families.items() if name in named] or [families["ssl"]]
 
     def _validate(
         self,

@@ -166,7 +166,11 @@ def _profile(file: ConfigFile, name: str, unusable: Mapping[str, str]) -> Findin
     try:
         planner, matrix = session.planner, session.matrix
         absent = [planner.row(entry).attack.skip for entry in matrix.attacks]
-        absent += [planner.column(entry).defender.skip for entry in matrix.defenses]
+        absent += [
+            planner.column(entry, family).defender.skip
+            for family in session.profile.families()
+            for entry in matrix.defenses
+        ]
     except InputError as error:
         return Finding(False, f"profile {name} cannot run: {error}")
     families = session.profile.families().values()

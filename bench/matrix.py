@@ -93,8 +93,6 @@ class Planner:
             )
         attacker = self._resolve("attacks", entry.component, entry.parameters)
         family = families.get(attacker.family)
-        if family is not None and entry.component in family.overrides:
-            attacker = self._resolve("attacks", entry.component, entry.parameters, family.name)
         if family is None:
             reason = f"{attacker.name} needs a CLIP model, and the profile has no `clip`"
             own = families["ssl"]

@@ -188,14 +188,11 @@ def _attack_location(session: Session, position: int, *keys: str) -> Location:
     """Where the file sets a parameter of an attack: its entry, the profile, or nowhere."""
     entry = session.matrix.attacks[position]
     own: Location = (*session.matrix_location, "attacks", position, "parameters")
-    here = ("profiles", session.profile_name)
-    family = session.planner.row(entry).family
     layers = {
         own: entry.parameters,
-        (*here, family.name, "overrides", entry.component): family.overrides.get(
-            entry.component, {}
+        ("profiles", session.profile_name, "overrides", entry.component): (
+            session.profile.overrides.get(entry.component, {})
         ),
-        (*here, "overrides", entry.component): session.profile.overrides.get(entry.component, {}),
     }
     for location, layer in layers.items():
         found: Any = layer
@@ -256,8 +253,10 @@ def _check_triggered_shares(session: Session) -> None:
                 f"{rate:g} of {counts.auxiliary} auxiliary images is none",
             )
         pool = counts.suspicious
+        families = session.profile.families()
+        columns = (session.planner.column(entry, family) for family in families)
         if (
-            "suspicious" in session.planner.column(entry).defender.requires
+            any("suspicious" in column.defender.requires for column in columns)
             and pool > 0
             and round(protocol.poison_rate * pool) == 0
         ):
@@ -295,7 +294,9 @@ def _check_victims(session: Session) -> None:
 def _files(session: Session, dataset: str) -> str:
     """Where a data set's images are, or what they are looked for under: two names may share it."""
     config = session.file.config.datasets[dataset]
-    return config.path or config.stored_as or dataset
+    if config.path is not None:
+        return str((session.file.root / config.path).resolve())
+    return config.stored_as or dataset
 
 
 def _check_target(

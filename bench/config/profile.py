@@ -68,9 +68,9 @@ class CLIPConfig(Model):
     """The CLIP model that attacks on image-text training start from, and the data around it.
 
     Data sets are the profile's unless given. ``pretraining`` is a
-    :class:`bench.encoders.contrastive.ClipRecipe`. ``overrides`` lie over the profile's, for rows
-    on these encoders: a defense may have another setting at another resolution, never for another
-    attack.
+    :class:`bench.encoders.contrastive.ClipRecipe`. ``overrides``, of defenses, lie over the
+    profile's for rows on these encoders: a defense may have another setting at another resolution,
+    never for another attack.
     """
 
     encoder: EncoderConfig
@@ -191,4 +191,4 @@ class Family:
     out_of_distribution: str
     downstreams: tuple[Downstream, ...]
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Component -> parameters over the profile's own overrides."""
+    """Defense -> parameters over the profile's own overrides."""

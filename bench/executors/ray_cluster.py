@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ class Cluster:
         self.notes: list[str] = []
         self._joining: dict[str, tuple[Any, Any]] = {}  # node -> keeper, its answer to come
         self._keepers: dict[str, Any] = {}  # node -> its keeper
+        self._names: dict[str, str] = {}  # node -> what its keeper is called
         self._storage: dict[str, str] = {}  # node -> the cache it uses
         self._holders: dict[str, set[str]] = {}  # stage -> caches that have its artifact
         self._nodes = []
@@ -124,7 +126,8 @@ class Cluster:
         if ended is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ended)  # Ray's own would leave without a word
         here = ray.get_runtime_context().get_node_id()
-        self.board = _pinned(Board, here).remote(self._experiment)
+        self.board_name = _fresh_name("board")
+        self.board = _pinned(Board, here, self.board_name).remote(self._experiment)
         try:
             self.count_nodes(patience=SECONDS_TO_ANSWER)
         except BaseException:
@@ -151,7 +154,9 @@ class Cluster:
         for gone in self._joining.keys() - alive.keys():
             del self._joining[gone]
         for node in alive.keys() - self._keepers.keys() - self._joining.keys():
-            keeper = _pinned(Keeper, node).remote(self._origin.cache)
+            name = _fresh_name("keeper")
+            keeper = _pinned(Keeper, node, name).remote(self._origin.cache)
+            self._names[node] = name
             self._joining[node] = keeper, keeper.about.remote(self._origin.config)
         if self._joining:
             self._meet(patience or 0.0)
@@ -233,12 +238,10 @@ class Cluster:
         for keeper in self._keepers.values():
             keeper.sweep.remote()
 
-    def holders(self, stage: Stage) -> tuple[Any, ...]:
-        """The keepers that can read its artifact."""
+    def holders(self, stage: Stage) -> tuple[str, ...]:
+        """The keepers that can read its artifact, by name."""
         caches = self._holders.get(stage.key, set())
-        return tuple(
-            keeper for node, keeper in self._keepers.items() if self._storage[node] in caches
-        )
+        return tuple(self._names[node] for node in self._keepers if self._storage[node] in caches)
 
     def demand(self, stage: Stage, alone: bool = False) -> dict[str, float]:
         """Ray's ``num_cpus``, ``num_gpus`` and ``memory`` (bytes); ``alone``: a whole device."""
@@ -300,7 +303,11 @@ class Cluster:
                 )
 
 
-def _pinned(kind: type, node: str) -> Any:
+def _fresh_name(kind: str) -> str:
+    return f"bench-{kind}-{uuid.uuid4().hex}"
+
+
+def _pinned(kind: type, node: str, name: str) -> Any:
     """An actor class that runs on one node and takes none of its processors."""
     where = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=where)
+    return ray.remote(kind).options(name=name, num_cpus=0, scheduling_strategy=where)

@@ -6,6 +6,7 @@ here, in one process, from :class:`bench.executors.schedule.Schedule`.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections import Counter
@@ -45,8 +46,10 @@ ATTEMPTS = 3
 """How often a stage is begun whose process dies under it."""
 LOST_NODES = 10
 """How often a stage is begun whose machine dies under it, or whose artifact is lost."""
-HANDED_OUT = 2
-"""Times what the machines have: so much is out at once, that no processor waits for us."""
+HANDED_OUT, SHORT_HANDED_OUT = 2, 4
+"""Times what the machines have: so much is out at once, that no processor waits for us. The second
+of stages that take at most :data:`SHORT_SECONDS`, behind which a long one does not wait long."""
+SHORT_SECONDS = 1.0
 SECONDS_BETWEEN_VIEWS = 1.0
 UNTIMED_SECONDS: Mapping[str, float] = {"pretrain": 600.0, "implant": 300.0, "fit": 60.0}
 """A guess for what was never timed, that long stages begin early."""
@@ -137,9 +140,12 @@ class RayExecutor:
             self._remote = ray.remote(self._compute)
             # A process that has used one GPU stays on it, whichever Ray assigns it next.
             self._remote_once = ray.remote(max_calls=1)(self._compute)
+            # What is planned stays: looking through it for garbage takes seconds where it is large.
+            gc.freeze()
             try:
                 self._loop()
             finally:
+                gc.unfreeze()
                 for task in self._tasks.values():
                     ray.cancel(task.reference, force=True)
         return self._outcome
@@ -165,7 +171,7 @@ class RayExecutor:
         full: set[str] = set()
         while (stage := self._schedule.peek(full)) is not None:
             demand = self._demand(stage)
-            if not self._has_room(demand):
+            if not self._has_room(stage, demand):
                 full.add(stage.kind)
                 continue
             self._schedule.take(full)
@@ -184,13 +190,14 @@ class RayExecutor:
     def _demand(self, stage: Stage) -> dict[str, float]:
         return self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0)
 
-    def _has_room(self, demand: Mapping[str, float]) -> bool:
+    def _has_room(self, stage: Stage, demand: Mapping[str, float]) -> bool:
         """Whether a stage may be handed out: each resource by itself, so that those which take no
         device do not wait for one, and long ones that come later not behind many short ones."""
+        short = self._schedule.seconds(stage.key) <= SHORT_SECONDS
+        times = SHORT_HANDED_OUT if short else HANDED_OUT
         return all(
             not self._handed_out[name]
-            or self._handed_out[name] + demand.get(name, 0)
-            <= HANDED_OUT * self._cluster.capacity(name)
+            or self._handed_out[name] + demand.get(name, 0) <= times * self._cluster.capacity(name)
             for name in ("num_cpus", "num_gpus")
             if demand.get(name, 0)
         )
@@ -203,7 +210,7 @@ class RayExecutor:
         if self._cluster.apart:
             holders = {key: self._cluster.holders(before) for key, before in behind.items()}
         return Order(
-            stage, self._origin, holders, costs, self._cluster.board, self._memory_mb(stage)
+            stage, self._origin, holders, costs, self._cluster.board_name, self._memory_mb(stage)
         )
 
     def _memory_mb(self, stage: Stage) -> float | None:

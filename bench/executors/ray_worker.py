@@ -15,6 +15,7 @@ import uuid
 import warnings
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,7 +67,9 @@ class Order:
     Attributes
     ----------
     holders
-        Stage key -> the keepers of the caches that have its artifact.
+        Stage key -> the keepers of the caches that have its artifact, by name.
+    board
+        By name: handles of actors in every order are counted by Ray in every process.
     costs
         Stage key -> its measured cost, for the provenance of a cell.
     memory_mb
@@ -75,9 +78,9 @@ class Order:
 
     stage: Stage
     origin: Origin
-    holders: Mapping[str, tuple[Any, ...]]
+    holders: Mapping[str, tuple[str, ...]]
     costs: Mapping[str, Mapping[str, float]]
-    board: Any
+    board: str
     memory_mb: float | None = None
 
 
@@ -109,6 +112,10 @@ class Report:
     files: Mapping[str, bytes] = field(default_factory=dict)
     storage: str = ""
     notes: tuple[str, ...] = ()
+
+
+class GoneError(Exception):
+    """No actor of that name lives."""
 
 
 class MissingError(Exception):
@@ -224,6 +231,21 @@ class Board:
         return self._running
 
 
+@cache
+def actor(name: str) -> Any:
+    """The keeper or board of that name.
+
+    Raises
+    ------
+    GoneError
+        When there is none any more.
+    """
+    try:
+        return ray.get_actor(name)
+    except ValueError as error:
+        raise GoneError(name) from error
+
+
 class _ToBoard(Silent):
     """Passes the steps of training loops on, every other second."""
 
@@ -243,7 +265,7 @@ class _ToBoard(Silent):
 class _RemoteWorkspace(Workspace):
     """Fetches the artifacts that other nodes have, when they are looked at."""
 
-    holders: Mapping[str, tuple[Any, ...]] = {}
+    holders: Mapping[str, tuple[str, ...]] = {}
     costs: Mapping[str, Mapping[str, float]] = {}
 
     def folder(self, stage: Stage) -> Path:
@@ -256,8 +278,9 @@ class _RemoteWorkspace(Workspace):
         return dict(known) if known is not None else super().cost(stage)
 
     def _fetch(self, stage: Stage) -> None:
-        for keeper in self.holders.get(stage.key, ()):
+        for holder in self.holders.get(stage.key, ()):
             try:
+                keeper = actor(holder)
                 names = ray.get(keeper.names.remote(stage.kind, stage.key))
                 with self.store.scratch() as scratch:
                     for name in names:
@@ -268,7 +291,7 @@ class _RemoteWorkspace(Workspace):
                     if names and damage(scratch) is None:
                         publish(scratch, self.store.folder(stage.kind, stage.key))
                         return
-            except (ray.exceptions.RayError, FileNotFoundError):
+            except (ray.exceptions.RayError, FileNotFoundError, GoneError):
                 continue  # that node is gone, or its artifact is: the next one may have it
         raise MissingError(stage.key)
 
@@ -295,8 +318,8 @@ _contexts: dict[Origin, _Context] = {}
 
 def compute_order(order: Order) -> Report:
     """Compute one stage in this process."""
-    key = order.stage.key
-    order.board.start.remote(key, order.stage.label)
+    key, board = order.stage.key, actor(order.board)
+    board.start.remote(key, order.stage.label)
     _make_room(order)
     watch = _Watch(order)
     start = time.perf_counter()
@@ -304,8 +327,8 @@ def compute_order(order: Order) -> Report:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
-            context = _context(order.origin, order.board)
-            context.reporter.board, context.reporter.key = order.board, key
+            context = _context(order.origin, board)
+            context.reporter.board, context.reporter.key = board, key
             context.workspace.holders, context.workspace.costs = order.holders, order.costs
             report = _computed(order, context.workspace)
     except MissingError as error:
@@ -399,5 +422,5 @@ class _Watch:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             megabytes = resident_mb()
             if megabytes > order.memory_mb:
-                ray.get(order.board.over_memory.remote(order.stage.key, megabytes))
+                ray.get(actor(order.board).over_memory.remote(order.stage.key, megabytes))
                 os._exit(OVER_MEMORY)

@@ -82,6 +82,10 @@ class Schedule:
         """The stage of that key."""
         return self._stages[key]
 
+    def seconds(self, key: str) -> float:
+        """What a stage takes, timed before or guessed."""
+        return self._seconds[key]
+
     def peek(self, without: Container[str] = ()) -> Stage | None:
         """The next stage to hand out whose kind is none of ``without``; None when there is none:
         what else is left waits for what is out."""

@@ -95,9 +95,9 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
     Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
     :data:`INTERVAL_METRICS`: the stored test-sampling interval of a single seed, a 95 % t interval
-    over three or more seeds, nothing for two. Seeds that share their victim (and its twin, for what
-    is measured on both) are one draw of it, however many they are: their test-sampling intervals
-    are put together, from the lowest end to the highest. A mean is given only where every seed has
+    over three or more seeds, nothing for two. Where all seeds share their victim (and its twin, for
+    what is measured on both) they are one draw of it: their test-sampling intervals are put
+    together, from the lowest end to the highest. A mean is given only where every seed has
     a value.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}

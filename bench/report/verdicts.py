@@ -91,6 +91,9 @@ def judged_encoders(
                 continue
             one = found.setdefault((*where, encoder), Judged(*where, row["attack"], backdoored))
             one.said.setdefault(row["seed"], (score, row[f"encoder_verdict{suffix}"]))
+    for (*_, encoder), one in found.items():
+        # What works in one seed and fails the gate in another was judged.
+        passed_over.get((one.defense, one.encoder), set()).discard(encoder)
     return list(found.values()), passed_over
 
 
@@ -173,7 +176,7 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
             "counts only."
         )
     judged, passed_over = judged_encoders(table, results)
-    if passed_over:
+    if any(passed_over.values()):
         count = len(set.union(*passed_over.values()))
         yield f"Not counted: victims of attacks that fail the gate ({count})."
     repeated = len(results.manifest.seeds) > 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -95,3 +96,19 @@ def test_unknown_setting_is_named_with_the_known_ones():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="width must be at least 1 and stem_stride 1 or 2"):
         build("resnet-narrow", **settings)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_gradients_of_a_thin_shortcut_are_those_of_double_precision(width):
+    """oneDNN's kernels for few channels went wrong on some processors."""
+    network = build("resnet-narrow", width=width, stem_stride=2)
+    images = torch.rand(64, width, 16, 16, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for precision in (torch.float64, torch.float32):
+        shortcut = copy.deepcopy(network.f[4][0].downsample[0]).to(precision)
+        shortcut.to(memory_format=torch.channels_last)
+        batch = images.to(precision).contiguous(memory_format=torch.channels_last)
+        shortcut(batch).square().sum().backward()
+        gradients.append(shortcut.weight.grad.double())
+    exact, single = gradients
+    assert (single - exact).abs().max() < 1e-5 * exact.abs().max()

@@ -31,7 +31,7 @@ def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, sess
         cell.identity["defense"]: cell.stage.inputs["victim"].inputs["fit"].key
         for cell in session.cells
     }
-    assert fits["dede"] == fits["dede-visible"] == fits["dede-outside"] == fits["dede-another"]
+    assert fits["dede"] == fits["dede-visible-10"] == fits["dede-outside"] == fits["dede-another"]
     assert len(set(fits.values())) == 8
     assert frame["auroc"].to_dict() != pytest.approx(
         dict.fromkeys(frame.index, frame["auroc"].iloc[0])

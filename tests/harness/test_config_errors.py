@@ -360,6 +360,7 @@ def test_a_defense_may_have_another_setting_on_clip_encoders(tiny, write_config,
     ("overrides", "message"),
     [
         ({"loff": {}}, "clip.overrides.loff: unknown attack or defense 'loff'; did you mean 'lof'"),
+        ({"clip-backdoor": {}}, "the attack clip-backdoor is for one family: overrides.clip"),
         ({"lof": {"neighbours": 0}}, "profiles.tiny.clip.overrides.lof.neighbours: should be"),
     ],
 )

@@ -366,7 +366,7 @@ def test_failed_cell_gives_exit_status_one(tmp_path):
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(broken))
     ran = command("run", cwd=tmp_path)
     assert ran.returncode == 1, ran.stderr
-    assert "failed: badencoder x mahalanobis: implant badencoder: " in ran.stderr
+    assert "failed: badencoder x mahalanobis: implant badencoder on digits, seed 0: " in ran.stderr
     assert "the attack needs 50" in ran.stderr
     table = pd.read_csv(tmp_path / "results" / "tiny" / "leaderboard.csv").set_index("attack")
     assert table["status"].to_dict() == {"none": "ok", "badencoder": "failed"}

@@ -193,7 +193,7 @@ def test_seeds_are_one_block(tmp_path):
 
 def test_references_are_not_ranked(tmp_path):
     keys = [
-        write_cell(tmp_path, "x", d, row={"auroc_vs_decoy": v}, reference=d == "pixels")
+        write_cell(tmp_path, "x", d, row={"auroc": v}, reference=d == "pixels")
         for d, v in (("a", 0.9), ("pixels", 0.8), ("b", 0.7))
     ]
     write_manifest(tmp_path, ["x"], ["a", "pixels", "b"], keys)
@@ -203,7 +203,7 @@ def test_references_are_not_ranked(tmp_path):
 
 
 def test_a_downstream_set_on_which_an_attack_is_skipped_is_no_gap(tmp_path):
-    keys = [write_cell(tmp_path, "ctrl", d, row={"auroc_vs_decoy": 0.8}) for d in ("a", "b")]
+    keys = [write_cell(tmp_path, "ctrl", d, row={"auroc": 0.8}) for d in ("a", "b")]
     keys += [
         write_cell(tmp_path, "ctrl", d, status="skipped", row={"downstream": "gtsrb"})
         for d in ("a", "b")

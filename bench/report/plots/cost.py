@@ -57,11 +57,12 @@ class Costs:
 def costs(results: Results) -> list[Costs]:
     """One entry per encoder with a valid attack. Controls, analyses and reduced rows stay out."""
     frame = leaderboard(results)
+    frame = frame[frame["reduced"].fillna("") == ""]
     frame["column"] = frame["key"].map(attack_columns(frame.to_dict("records")))
-    kept = ~frame["control"] & ~frame["analysis"] & (frame["reduced"].fillna("") == "")
     # What took in some seeds only would be averaged over its successes.
-    kept &= ~frame["column"].isin(valid_in_some_seeds(results))
-    frame = frame[kept & (frame["status"] == "ok")]
+    kept = ~frame["column"].isin(valid_in_some_seeds(results))
+    kept &= ~frame["control"] & ~frame["analysis"] & (frame["status"] == "ok")
+    frame = frame[kept]
     frame = frame.dropna(subset=["auroc", *(metric for metric, _, _ in PANELS)])
     order = defense_order(results)
     groups = frame.groupby("encoder", sort=False)
