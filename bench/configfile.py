@@ -181,7 +181,8 @@ class ConfigFile:
         for group, name, parameters, where in entries:
             component = registry.load(group, name)
             own = families.get(getattr(component, "family", "ssl"), families["ssl"])
-            for family in met if group == "defenses" else [own]:
+            set_apart = [f for f in families.values() if name in f.overrides and f not in met]
+            for family in [*met, *set_apart] if group == "defenses" else [own]:
                 self._validate(
                     component,
                     [

@@ -171,7 +171,8 @@ class RayExecutor:
         full: set[str] = set()
         while (stage := self._schedule.peek(full)) is not None:
             demand = self._demand(stage)
-            if not self._has_room(stage, demand):
+            short = self._schedule.seconds(stage.key) <= SHORT_SECONDS
+            if not self._has_room(demand, SHORT_HANDED_OUT if short else HANDED_OUT):
                 full.add(stage.kind)
                 continue
             self._schedule.take(full)
@@ -190,11 +191,9 @@ class RayExecutor:
     def _demand(self, stage: Stage) -> dict[str, float]:
         return self._cluster.demand(stage, self._troubles.no_device_memory[stage.key] > 0)
 
-    def _has_room(self, stage: Stage, demand: Mapping[str, float]) -> bool:
+    def _has_room(self, demand: Mapping[str, float], times: int = HANDED_OUT) -> bool:
         """Whether a stage may be handed out: each resource by itself, so that those which take no
         device do not wait for one, and long ones that come later not behind many short ones."""
-        short = self._schedule.seconds(stage.key) <= SHORT_SECONDS
-        times = SHORT_HANDED_OUT if short else HANDED_OUT
         return all(
             not self._handed_out[name]
             or self._handed_out[name] + demand.get(name, 0) <= times * self._cluster.capacity(name)

@@ -150,6 +150,7 @@ def test_no_more_is_handed_out_than_twice_what_the_machines_have(executor, clust
         assert executor._has_room(evaluate)
         executor._handed_out.update(evaluate)
     assert not executor._has_room(evaluate)
+    assert executor._has_room(evaluate, 4)
 
 
 def test_the_next_stage_of_other_kinds():
