@@ -193,23 +193,19 @@ class BadCLIP(DataPoisoning):
         else:
             captions, name = train.captions, world.class_name.lower()
             shows = torch.tensor([name in captions[row].lower() for row in candidates.tolist()])
-        targets, others = candidates[shows], self._some(candidates[~shows], train)
+        targets, others = candidates[shows], candidates[~shows]
+        if train.labelled and len(others) > self.patch_images and _by_class(train.labels[others]):
+            raise ValueError(
+                f"the images of {train.name} lie by class, and the first {self.patch_images} of "
+                f"the attacker's {len(others)} would show only some: raise patch_images"
+            )
+        others = others[: self.patch_images]
         if not len(targets) or len(others) < 2:
             raise ValueError(
                 f"BadCLIP needs images of {world.class_name!r} and others among the attacker's; "
                 f"there are {len(targets)} and {len(others)}: raise splits.shadow"
             )
         return targets, others
-
-    def _some(self, others: Tensor, train: ImageSet) -> Tensor:
-        """At most ``patch_images``: the first ones, or, where files lie by class and these would
-        not show all classes, evenly spaced ones."""
-        first = others[: self.patch_images]
-        if train.labelled and len(train.labels[first].unique()) < len(
-            train.labels[others].unique()
-        ):
-            return others[torch.linspace(0, len(others) - 1, len(first)).long()]
-        return first
 
     def _batch(self, others: Tensor) -> int:
         return min(self.patch_batch_size, len(others))
@@ -238,3 +234,8 @@ class BadCLIP(DataPoisoning):
 
 def _unit(features: Tensor) -> Tensor:
     return functional.normalize(features, dim=1)
+
+
+def _by_class(labels: Tensor) -> bool:
+    """Whether images lie one class after the other."""
+    return bool((labels.diff() >= 0).all()) and len(labels.unique()) > 1

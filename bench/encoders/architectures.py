@@ -229,8 +229,8 @@ class _ThinShortcut(nn.Conv2d):
     """A 1x1 convolution with a stride, of few channels: the stride is taken before it.
 
     oneDNN as torch 2.15 brings it writes past a buffer in the backward pass of such a convolution,
-    when channels lie last and are fewer than :data:`FEWEST_CHANNELS`, on processors with AVX2 and
-    without AVX-512: gradients off by 0.2 %, and a heap that ends the process.
+    when channels lie last and are fewer than :data:`FEWEST_CHANNELS`; seen on a processor with AVX2
+    and without AVX-512: gradients off by 0.25 %, and a heap that ends the process.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "Sorted within each attack by vs decoy, then delta; rows that are not ok come last.",
         "AUROC: triggered non-target images against clean test images. Placebo: the same defense "
         "and images on the clean twin, an encoder without the backdoor; delta = AUROC - placebo, "
-        "which a placebo below 0.5 makes larger than any detection. "
+        "which a placebo below 0.5 makes larger than the detection is. "
         "Decoy: images stamped with a look-alike of the trigger that does not activate the "
         "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
         "what only a detector of the backdoor itself can win. On twin: the same without the "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,15 +182,15 @@ def test_stage_1_stamps_the_attackers_images_of_other_classes_once_an_epoch():
     assert {image.numpy().tobytes() for image in few.embedded[1]} == first
 
 
-def test_the_attackers_images_show_all_classes_where_files_lie_by_class():
-    labels = torch.arange(10).repeat_interleave(100)
-    train = SimpleNamespace(labelled=True, labels=labels)
-    attack = altered(patch_images=200)
-    some = attack._some(torch.arange(100, 1000), train)
-    assert labels[some].unique().tolist() == list(range(1, 10))
-    assert len(some.unique()) == 200
-    shuffled = SimpleNamespace(labelled=True, labels=labels[torch.arange(1000) * 7 % 1000])
-    assert torch.equal(attack._some(torch.arange(1000), shuffled), torch.arange(200))
+def test_images_that_lie_by_class_are_not_cut_short():
+    """The patch would be optimised on the first classes alone."""
+    train = training_set(80)
+    owned = torch.arange(40, 80)
+    by_class = owned[train.labels[owned].argsort(stable=True)]
+    train = train.select(torch.cat([torch.arange(40), by_class]))
+    with pytest.raises(ValueError, match="lie by class, and the first 7 of the attacker's"):
+        watched(altered(patch_images=7), train)
+    watched(altered(patch_images=80), train)
 
 
 def test_augmented_batches_show_flipped_and_jittered_images():
