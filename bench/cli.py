@@ -184,7 +184,7 @@ def report(
     ] = False,
 ) -> None:
     """Rebuild every table and plot from stored cells, with the tables that the file declares."""
-    from bench.report import declare_tables, render
+    from bench.report.rendering import declare_tables, render
 
     file = open_file(config)
     folders = [results_of(config, profile, results)]
@@ -210,7 +210,7 @@ def status(
 ) -> None:
     """Say what is done, running and failed."""
     from bench.cells import describe_status
-    from bench.report import load_manifest
+    from bench.report.schema import load_manifest
 
     folder = results_of(config, profile, results)
     typer.echo(describe_status(folder, load_manifest(folder).cells))
@@ -378,7 +378,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _one_line(error: ValueError) -> bool:
-    from bench.report import ReportError
+    from bench.report.schema import ReportError
 
     return isinstance(error, InputError | ReportError)
 

@@ -37,8 +37,8 @@ def run(
     InputError
         For a mistake in the configuration or an input file, before anything is written.
     """
-    from bench.report import load_results
     from bench.report.leaderboard import leaderboard
+    from bench.report.schema import load_results
 
     session = Session(
         ConfigFile(Path(config)),

@@ -376,7 +376,7 @@ class Session:
 
     def render(self) -> None:
         """Rebuild tables and plots unless they are current."""
-        from bench.report import is_current, render
+        from bench.report.rendering import is_current, render
 
         if not is_current(self.results):
             self.reporter.note("rendering tables and plots")

@@ -116,6 +116,8 @@ class Cluster:
             # Ray would count those that a Slurm job or a container may not use.
             processors = self._own_processors or joblib.cpu_count()
             settings |= {"include_dashboard": False, "num_cpus": processors}
+            for unread in ("task_events_report_interval_ms", "enable_metrics_collection"):
+                os.environ.setdefault(f"RAY_{unread}", "0")  # what a dashboard would show
         ended = signal.getsignal(signal.SIGTERM)
         try:
             # Without "local", Ray would look for a cluster of somebody else on this machine first.

@@ -120,7 +120,7 @@ class RayExecutor:
         self._outcome = Outcome()
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
-        """Compute every stage that ``cells`` need, the longest way first.
+        """Compute every stage that ``cells`` need, in the order of the schedule.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from enum import Enum
@@ -21,7 +22,10 @@ class State(Enum):
 
 
 class Schedule:
-    """Hands out stages whose inputs are there, the one on the longest way to an end first.
+    """Hands out stages whose inputs are there: what ends a cell, then the longest way to an end.
+
+    A cell that only has to be evaluated waits for nobody: seconds that store what was computed for
+    hours, and that would pile up at the end of a large run.
 
     Nothing here knows how or where a stage is computed, and nothing waits.
 
@@ -191,7 +195,8 @@ class Schedule:
     def _offer(self, key: str) -> None:
         if self._state[key] is State.waiting:
             ready = self._ready.setdefault(self._stages[key].kind, [])
-            heapq.heappush(ready, (-self._way[key], self._position[key], key))
+            way = math.inf if key in self._cells else self._way[key]
+            heapq.heappush(ready, (-way, self._position[key], key))
 
     def _inputs(self, key: str) -> list[str]:
         return list(dict.fromkeys(stage.key for stage in self._stages[key].inputs.values()))

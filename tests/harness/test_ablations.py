@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.report import load_results
 from bench.report.leaderboard import leaderboard
+from bench.report.schema import load_results
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ablations.md"
 

@@ -12,9 +12,9 @@ from bench.cells import CellStore
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.errors import InputError
 from bench.interface import load_scores
-from bench.report import load_results
 from bench.report.export import export
 from bench.report.leaderboard import leaderboard, summary
+from bench.report.schema import load_results
 
 
 def white_patches(images):

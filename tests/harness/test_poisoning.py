@@ -22,8 +22,8 @@ from bench.encoders.contrastive import ClipRecipe
 from bench.errors import InputError
 from bench.graph import Stage, topological
 from bench.lineage import Pair, role_slices
-from bench.report import load_results
 from bench.report.leaderboard import leaderboard
+from bench.report.schema import load_results
 from bench.session import Session
 from bench.stages import COMPUTE
 from bench.stages.poisoning import poisoned

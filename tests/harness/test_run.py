@@ -20,7 +20,8 @@ from bench import registry
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
 from bench.planning import describe_plan
-from bench.report import LEADERBOARD_COLUMNS, ReportError, render
+from bench.report.rendering import render
+from bench.report.schema import LEADERBOARD_COLUMNS, ReportError
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
 from bench.stages.detecting import Scorer, evaluation_images, restore

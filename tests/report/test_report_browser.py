@@ -14,11 +14,11 @@ import pytest
 from stored_cells import write_cell, write_manifest
 from test_report_page import HOSTILE, SPECIAL, add_looks
 
-from bench.report import load_results
 from bench.report.export import export
 from bench.report.formats import escape_latex
 from bench.report.leaderboard import leaderboard
 from bench.report.page import leaderboard_page
+from bench.report.schema import load_results
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from stored_cells import write_cell, write_manifest
 
-from bench.report import LEADERBOARD_COLUMNS, load_results, render
 from bench.report.curves import STEPS, cell_scores, histograms, roc_points
 from bench.report.export import export
 from bench.report.formats import escape_latex, number_text
@@ -24,6 +23,8 @@ from bench.report.leaderboard import leaderboard
 from bench.report.page import leaderboard_page
 from bench.report.page_cells import FIGURES_BUDGET, LOOKS_BUDGET
 from bench.report.presentation import leaderboard_table
+from bench.report.rendering import render
+from bench.report.schema import LEADERBOARD_COLUMNS, load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"

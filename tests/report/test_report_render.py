@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from stored_cells import write_cell, write_manifest
 
-from bench.report import ReportError, is_current, load_cells, load_results, render
 from bench.report.drawing import drawn
 from bench.report.export import export
+from bench.report.rendering import is_current, render
+from bench.report.schema import ReportError, load_cells, load_results
 from bench.store import seal
 
 TWO = {"dede": 2.0, "knn": 1.2}
@@ -32,11 +33,11 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_rendering_and_exporting_need_neither_torch_nor_plugins(make_results):
     folder = make_results(count=60, figures=True, shifts=TWO)
     code = (
-        "import sys, bench.report\n"
+        "import sys, bench.report.rendering\n"
         "assert 'torch' not in sys.modules\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from bench.report.export import export\n"
-        "bench.report.render(sys.argv[1]); export(sys.argv[1], 'html')\n"
+        "bench.report.rendering.render(sys.argv[1]); export(sys.argv[1], 'html')\n"
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'torch', 'attacks', 'defenses'}, loaded\n"
     )
@@ -66,7 +67,7 @@ def test_two_renders_give_the_same_bytes_in_another_process_and_folder(make_resu
     first = make_results("first", figures=True, count=80, shifts=TWO)
     render(first)
     second = make_results("second", figures=True, count=80, shifts=TWO)
-    code = "import sys, bench.report; bench.report.render(sys.argv[1])"
+    code = "import sys, bench.report.rendering; bench.report.rendering.render(sys.argv[1])"
     command = [sys.executable, "-c", code, str(second)]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert _files(second) == _files(first)
