@@ -52,6 +52,8 @@ def sleeper(scale: float) -> Callable[[Order], Report]:
     scaled = {kind: scale * seconds for kind, seconds in SECONDS.items()}
 
     def compute_order(order: Order) -> Report:
+        import bench.stages  # noqa: F401  what a worker loads before its first stage
+
         time.sleep(scaled[order.stage.kind])
         return Report("computed", seconds=scaled[order.stage.kind])
 

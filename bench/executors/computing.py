@@ -17,7 +17,6 @@ from bench.cells import CellStore
 from bench.errors import InputError
 from bench.graph import Cell, Stage
 from bench.history import History
-from bench.stages import COMPUTE
 from bench.store import COST, Store, write_atomically
 from bench.workspace import Workspace
 
@@ -57,6 +56,9 @@ def compute_artifact(stage: Stage, workspace: Workspace) -> bool:
 
 def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Compute a stage into ``folder``, with its cost beside it."""
+    # Half of what a process loads, and one that finds everything, or only hands over, needs none.
+    from bench.stages import COMPUTE
+
     process, start = os.getpid(), time.perf_counter()
     try:
         cost = COMPUTE[stage.kind](stage, workspace, folder) or {}

@@ -10,6 +10,7 @@ import pytest
 from bench.cells import CellStore
 from bench.executors import computing, inline
 from bench.executors.computing import StorageError
+from bench.stages import COMPUTE
 
 
 def full(*_: object) -> None:
@@ -30,7 +31,7 @@ def chained(*_: object) -> None:
 @pytest.mark.parametrize("fault", [full, full_in_other_words, chained])
 def test_a_full_disk_ends_the_run_and_fails_no_cell(session_of, tiny, monkeypatch, fault):
     session = session_of(tiny)
-    monkeypatch.setitem(computing.COMPUTE, "fit", fault)
+    monkeypatch.setitem(COMPUTE, "fit", fault)
     with pytest.raises(StorageError, match=r"no space left .*run again when it is mended"):
         session.run()
     cells = CellStore(session.results)
@@ -44,7 +45,7 @@ def test_a_scratch_file_is_called_the_cache(session_of, tiny, monkeypatch):
     def gone(stage, workspace, folder):
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(folder / "file"))
 
-    monkeypatch.setitem(computing.COMPUTE, "fit", gone)
+    monkeypatch.setitem(COMPUTE, "fit", gone)
     with pytest.raises(StorageError) as raised:
         session.run()
     assert f"file system not connected ({session.store.root}); " in str(raised.value)
@@ -55,14 +56,14 @@ def test_a_cache_that_goes_away_ends_the_run_and_the_next_one_finishes(
 ):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
     session = session_of(tiny)
-    score = computing.COMPUTE["score"]
+    score = COMPUTE["score"]
 
     def vanish(stage, workspace, folder):
         shutil.rmtree(workspace.store.root)
         return score(stage, workspace, folder)
 
     with monkeypatch.context() as patch:
-        patch.setitem(computing.COMPUTE, "score", vanish)
+        patch.setitem(COMPUTE, "score", vanish)
         with pytest.raises(StorageError, match=r"lost .*, which was there"):
             session.run()
     again = type(session)(session.file, session.selection)
@@ -83,7 +84,7 @@ def test_a_stage_that_is_to_blame_is_a_failed_cell(session_of, tiny, monkeypatch
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setitem(computing.COMPUTE, "fit", broken)
+    monkeypatch.setitem(COMPUTE, "fit", broken)
     outcome = session.run()
     assert len(outcome.failed) == 1
     assert inline.storage_problem is computing.storage_problem
