@@ -1,10 +1,8 @@
-"""One run from configuration to tables: what the command line and ``bench.run`` share."""
+"""What a run is made of, from the configuration file to the cells."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.building import once, without_collector
-from bench.cells import FINISHED, CellStore, RunningMark
+from bench.cells import CellStore
 from bench.config import AttackEntry, DefenseEntry
 from bench.config.file import SMOKE_SUFFIX
 from bench.configfile import ConfigFile
 from bench.errors import InputError, nearest
-from bench.graph import Cell, Component, Environment, topological
+from bench.graph import Cell, Component, Environment
 from bench.limits import MOST_SEED, check_text, read_json
 from bench.lineage import Lineage
 from bench.matrix import Planner
 from bench.progress import Silent
-from bench.provenance import code_version, hardware, library_versions
+from bench.provenance import code_version
 from bench.recipes import describe_recipe, recipe_type
 from bench.resolving import resolve_component
-from bench.store import Store, check_writable, file_digest, write_atomically
+from bench.store import Store, file_digest
 from bench.victims import VictimFiles
 
 if TYPE_CHECKING:
@@ -33,10 +31,6 @@ if TYPE_CHECKING:
 
     from bench.data.source import Source
     from bench.executors.computing import Outcome
-    from bench.executors.inline import InlineExecutor
-    from bench.executors.ray_cluster import Cluster
-    from bench.executors.ray_driver import RayExecutor
-    from bench.executors.ray_worker import Origin
     from bench.workspace import Workspace
 
 MOST_RECORDED_SEEDS = 100
@@ -280,80 +274,9 @@ class Session:
         InputError
             Before anything is written.
         """
-        from bench.executors.computing import Outcome
+        from bench.running import run
 
-        cells = CellStore(self.results)
-        try:
-            stored = {cell.key: cells.status(cell.key) for cell in self.cells}
-        except (ValueError, OSError):
-            self.check()  # says it with file and line
-            raise
-        # With every cell stored under the key that the file asks for now, the file is sound as far
-        # as this run goes, and checking the rest of it would take longer than the run.
-        if not FINISHED.issuperset(stored.values()):
-            self.check()
-        outcome = Outcome()
-        pending = [cell for cell in self.cells if not cell.skip and self.to_do(stored[cell.key])]
-        if pending:
-            check_writable(self.store.root)
-            self.store.check_links()
-            if self.selection.executor == "ray":
-                self._ray()[0].check_address(self.selection.address)
-        mark = RunningMark(self.results)
-        self._prepare_results(cells)
-        for cell in self.cells:
-            status = stored[cell.key]
-            if cell.skip and status != "skipped":
-                self._store_skip(cells, cell)
-            elif not cell.skip and status == "failed" and not self.to_do(status):
-                outcome.failed[cell.key] = "failed before; --retry-failed tries again"
-        if pending:
-            self.store.sweep()
-            begun = time.strftime("%Y%m%d-%H%M%S")
-            self.reporter.log_to(self.store.beside("logs", f"{begun}-{os.getpid()}.txt"))
-            stages = topological([cell.stage for cell in pending])
-            self.reporter.plan(len(stages), len(self.cells), len(self.cells) - len(pending))
-            with mark:
-                ran = self._executor(cells, mark).run(pending)
-            ran.failed |= outcome.failed
-            outcome = ran
-        self.render()
-        return outcome
-
-    def _executor(self, cells: CellStore, mark: RunningMark) -> InlineExecutor | RayExecutor:
-        """What runs the stages of this session."""
-        if self.selection.executor == "inline":
-            from bench.executors.inline import InlineExecutor
-
-            self.set_up_torch()
-            return InlineExecutor(self.workspace(), cells, self.reporter, mark)
-        cluster_of, executor_of, origin_of = self._ray()
-        origin, environment = origin_of.of(self), self.environment
-        cluster = cluster_of(
-            origin,
-            self.profile.resources,
-            environment.threads,
-            environment.device,
-            self.selection.address,
-            experiment=self.file.yaml.content,
-        )
-        smoke = environment.limit_steps is not None
-        return executor_of(cluster, origin, self.store, cells, self.reporter, mark, smoke=smoke)
-
-    @staticmethod
-    def _ray() -> tuple[type[Cluster], type[RayExecutor], type[Origin]]:
-        """What needs Ray."""
-        try:
-            from bench.executors.ray_cluster import Cluster
-            from bench.executors.ray_driver import RayExecutor
-            from bench.executors.ray_worker import Origin
-        except ImportError as error:
-            if error.name != "ray":
-                raise
-            raise InputError(
-                "--executor ray needs Ray: pip install 'ssl-backdoor-bench[ray]'"
-            ) from None
-        return Cluster, RayExecutor, Origin
+        return run(self)
 
     def workspace(
         self, kind: type[Workspace] | None = None, store: Store | None = None
@@ -385,42 +308,6 @@ class Session:
     def to_do(self, status: str | None) -> bool:
         """Whether a cell of that stored status is to be run."""
         return status in (None, "skipped") or (status == "failed" and self.selection.retry_failed)
-
-    def _prepare_results(self, cells: CellStore) -> None:
-        cells.folder.mkdir(parents=True, exist_ok=True)
-        cells.sweep()
-        manifest = self.results / "manifest.json"
-        content = (json.dumps(self._manifest(), indent=1, sort_keys=True) + "\n").encode()
-        if not manifest.is_file() or manifest.read_bytes() != content:
-            write_atomically(manifest, content)
-
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "schema": 1,
-            "profile": self.profile_name,
-            "attacks": [entry.label for entry in self.matrix.attacks],
-            "defenses": [entry.label for entry in self.matrix.defenses],
-            "seeds": sorted({cell.identity["seed"] for cell in self.all_cells}),
-            "cells": [cell.key for cell in self.all_cells],
-            "smoke": self.selection.limit_steps is not None,
-            "config": {
-                "profile": self.profile.model_dump(mode="json", exclude={"resources"}),
-                "protocol": self.file.config.protocol.model_dump(mode="json"),
-                "matrix": self.matrix.model_dump(mode="json"),
-            },
-            "tables": self.file.config.tables.model_dump(mode="json", exclude_unset=True),
-            "environment": self.environment.describe(),
-            "hardware": hardware(self.environment.device),
-            "versions": library_versions(),
-        }
-
-    def _store_skip(self, cells: CellStore, cell: Cell) -> None:
-        extra = {
-            **cell.flags,
-            "smoke": self.selection.limit_steps is not None,
-            "config": cell.stage.spec["config"],
-        }
-        cells.write_unfinished(cell.key, cell.identity, "skipped", str(cell.skip), extra)
 
     def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
         known = self._data_specs

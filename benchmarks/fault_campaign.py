@@ -222,7 +222,7 @@ def at_work(address: str) -> list[int]:
     """Processes of that cluster, and of no other on this machine, that are at a stage."""
     # Ray names a process after the stage at work in it; its parent is a node of its cluster.
     listed = subprocess.run(
-        ["pgrep", "-f", "^ray::(pretrain|implant|probe|audit|fit|score|evaluate) "],
+        ["pgrep", "-f", r"^ray::(pretrain|implant|probe|audit|fit|score|evaluate)\b"],
         capture_output=True,
         text=True,
     ).stdout.split()

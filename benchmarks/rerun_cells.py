@@ -1,12 +1,13 @@
 """Compute a few cells of a leaderboard again from nothing: do scores and rows come out the same?
 
     python benchmarks/rerun_cells.py --cache /tmp/again [--profile cifar10-small] [--cells 3]
-        [--draw 0] [--results results] [--record results/robustness/rerun.csv]
+        [--draw 0] [--seeds 2] [--results results] [--record results/robustness/rerun.csv]
 
 Which cells is a draw by number among those that are stored under the keys of `bench.yaml` as it
 stands. Encoders, victims, fits and scores are computed anew in the cache that is named, which has
 to be empty or what an earlier try of this script left. Machine and thread number are part of what
-is promised: elsewhere, last bits may differ. Ends with status 0 when nothing differs.
+is promised: elsewhere, last bits may differ, and ``--seeds`` are those that this machine computed.
+Ends with status 0 when nothing differs.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--profile", default="cifar10-small")
     parser.add_argument("--cells", type=int, default=3)
     parser.add_argument("--draw", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--record", type=Path)
@@ -96,7 +98,8 @@ def main() -> None:
 def _rerun(arguments: argparse.Namespace) -> int:
     """How many of the cells came out different."""
     _claim(arguments.cache)
-    selection = Selection(profile=arguments.profile, results=arguments.results)
+    seeds = tuple(arguments.seeds) if arguments.seeds else None
+    selection = Selection(profile=arguments.profile, results=arguments.results, seeds=seeds)
     session = Session(ConfigFile(Path("bench.yaml")), selection)
     known = hardware(session.environment.device)
     machine = f"{known.get('accelerator', known['processor'])}, {known['cores']} cores"

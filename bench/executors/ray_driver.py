@@ -182,7 +182,8 @@ class RayExecutor:
             alone = self._troubles.no_device_memory[stage.key] > 0
             fresh = demand.get("num_gpus", 0) > 0 and (alone or self._cluster.several_gpus)
             remote = self._remote_once if fresh else self._remote
-            reference = remote.options(name=stage.label, max_retries=0, **demand).remote(
+            # By its kind: of every name that it has heard, Ray keeps and reports counts for good.
+            reference = remote.options(name=stage.kind, max_retries=0, **demand).remote(
                 self._order(stage)
             )
             self._tasks[reference] = _Task(stage, reference, demand, asked=self._cluster.apart)

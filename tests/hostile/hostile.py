@@ -18,11 +18,13 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / place) for place in ("hostile", "harness", "report", "", "..")]
 
+import hostile_caches  # noqa: F401, E402
 import hostile_checkpoints  # noqa: F401, E402
 import hostile_code  # noqa: F401, E402
 import hostile_configs  # noqa: F401, E402
-import hostile_folders  # noqa: F401, E402
 import hostile_images  # noqa: F401, E402
+import hostile_markup  # noqa: F401, E402
+import hostile_results  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
 import sklearn.datasets  # noqa: E402
 import sklearn.ensemble  # noqa: F401, E402
@@ -31,6 +33,7 @@ from campaign import CASES, Case, Ran, run_forked  # noqa: E402
 
 import bench.report.export  # noqa: E402
 import bench.report.rendering  # noqa: E402
+import bench.running  # noqa: E402
 import bench.scan.examining  # noqa: E402
 import bench.session  # noqa: E402
 import bench.stages  # noqa: F401, E402

@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hostile_caches  # noqa: F401
 import hostile_checkpoints  # noqa: F401
 import hostile_code  # noqa: F401
 import hostile_configs  # noqa: F401
-import hostile_folders  # noqa: F401
 import hostile_images  # noqa: F401
+import hostile_markup  # noqa: F401
+import hostile_results  # noqa: F401
 import pytest
 from campaign import CASES, Case
 
