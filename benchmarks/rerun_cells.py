@@ -38,6 +38,8 @@ def drawn(session: Session, count: int, draw: int) -> list[Cell]:
     """``count`` of the stored cells, the same ones for the same number."""
     known = CellStore(session.results)
     stored = [cell for cell in session.cells if not cell.skip and known.done(cell.key)]
+    if not stored:
+        raise InputError("no cell of that profile and of those seeds is stored")
     if not 1 <= count <= len(stored):
         raise InputError(f"--cells wants 1 to {len(stored)}, the cells that are stored")
     chosen = random.Random(draw).sample(sorted(cell.key for cell in stored), count)

@@ -56,7 +56,7 @@ def compute_artifact(stage: Stage, workspace: Workspace) -> bool:
 
 def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """Compute a stage into ``folder``, with its cost beside it."""
-    # Half of what a process loads, and one that finds everything, or only hands over, needs none.
+    # A third of what a process loads; the keeper and the board of a Ray run need none of it.
     from bench.stages import COMPUTE
 
     process, start = os.getpid(), time.perf_counter()
