@@ -145,9 +145,9 @@ class RayExecutor:
             try:
                 self._loop()
             finally:
+                # What still runs ends as the cluster is left. Cancelling it would end this very
+                # process, wherever a stage finishes in the same moment (a failed check in Ray).
                 gc.unfreeze()
-                for task in self._tasks.values():
-                    ray.cancel(task.reference, force=True)
         return self._outcome
 
     def _loop(self) -> None:

@@ -168,5 +168,5 @@ def test_a_run_that_is_ended_from_outside_says_that_it_goes_on(tmp_path):
         assert "the end" not in shown[-1], shown
         process.send_signal(signal.SIGTERM)
         rest = list(lines)
-    assert process.returncode == 130
-    assert rest[-1] == "interrupted; the same command goes on from the last finished stage\n"
+    said = "interrupted; the same command goes on from the last finished stage\n"
+    assert (process.returncode, rest[-1:]) == (130, [said]), "".join(rest)
