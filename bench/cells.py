@@ -166,6 +166,8 @@ class RunState:
         Of all stages that were timed here before, one after the other.
     width
         How many of them run at once.
+    untimed
+        Stages left, running ones too, of which no time is known.
     """
 
     done: int
@@ -173,11 +175,14 @@ class RunState:
     running: Sequence[AtWork]
     seconds_left: float
     width: int = 1
+    untimed: int = 0
 
     def in_words(self) -> str:
         """``12 stages done, 2 running, 30 waiting, about 5 min left``."""
         left = duration(self.seconds_left / self.width)
         known = f", about {left} left" if self.seconds_left else ""
+        if known and self.untimed:
+            known = f", {left} left and {self.untimed} stages never timed here"
         return (
             f"{self.done} stages done, {len(self.running)} running, {self.waiting} waiting{known}"
         )

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import joblib
 
 from bench import registry
 from bench.configfile import ConfigFile
@@ -17,6 +20,9 @@ from bench.encoders.architectures import find
 from bench.errors import InputError
 from bench.provenance import code_version, library_versions
 from bench.store import check_writable, nearest_there
+
+if TYPE_CHECKING:
+    from bench.session import Session
 
 
 @dataclass(frozen=True)
@@ -180,4 +186,25 @@ def _profile(file: ConfigFile, name: str, unusable: Mapping[str, str]) -> Findin
     named = f" --profile {name}" if name != file.config.default_profile else ""
     skipped = "; ".join(dict.fromkeys(filter(None, absent)))
     without = f", but some of it is skipped until: {skipped}" if skipped else ""
-    return Finding(True, f"profile {name} can run here (bench run{named}){hint}{without}")
+    beyond = _beyond_this_machine(session)
+    nodes = f"; through Ray only on a cluster with larger nodes: {beyond}" if beyond else ""
+    return Finding(True, f"profile {name} can run here (bench run{named}){hint}{without}{nodes}")
+
+
+def _beyond_this_machine(session: Session) -> str:
+    """What the profile's ``resources`` ask for that this machine does not have; empty when it has
+    all of it."""
+    import torch
+
+    has = {
+        "cpus": joblib.cpu_count(),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+    }
+    if torch.cuda.is_available():  # elsewhere a run asks for none
+        has["gpus"] = torch.cuda.device_count()
+    return ", ".join(
+        f"a {kind} stage takes {what} {asked:g} of {has[what]:.0f}"
+        for kind, resources in session.profile.resources.items()
+        for what in has
+        if (asked := getattr(resources, what)) is not None and asked > has[what]
+    )

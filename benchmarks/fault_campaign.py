@@ -1,17 +1,19 @@
 """Break runs in every way we can think of, resume them, and compare the tables with a quiet run.
 
-    python benchmarks/fault_campaign.py [--kills 200] [--seed 0] [--ray ROUNDS] [--folder DIR]
-        [--record results/robustness/faults.csv]
+    python benchmarks/fault_campaign.py [--kills 200] [--seed 0] [--folder DIR]
+        [--only file-systems | --ray ROUNDS] [--record results/robustness/faults.csv]
 
 The experiment is a corner of the `quick` matrix with every training loop cut short: two attacks,
 four defenses. After each fault the run is resumed until it ends by itself; then the tables (cost
 columns aside), every row of every cell and every score must be those of the quiet run, no scratch
 folder may be left and everything that is stored must match its checksums. `--ray` does the faults
 of a cluster instead, and adds their lines to the record: three local nodes, workers and nodes that
-are killed, a driver that is killed. The first line of a record is the quiet run; the seconds of a
-kill are those that the run had lived. What is drawn follows from the seed, in shares of the quiet
-run's seconds; when a kill really comes is up to the machine. Ends with status 0 when nothing
-differs.
+are killed, a driver that is killed. `--only file-systems` does those of a file system that is
+served by a process (the last of the whole, and the only ones that need bindfs), and adds them. The
+first line of a record is the quiet run; the seconds of a kill are those that the run had lived.
+What is drawn follows from the seed, in shares of the quiet run's seconds; when a kill really comes
+is up to the machine. Ends with status 0 when nothing differs, no kill took away what was stored,
+each fault happened and each run that it befell ended with its status (`fault_judging.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from arena import PATIENCE, Arena, digest, kill, kill_node, local_nodes, preload, resumed, wait
-from fault_places import file_systems, places
+from fault_judging import problem
+from fault_places import can_serve, file_systems, places
 from recording import append
 
 from bench.store import damage
@@ -240,9 +243,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ray", type=int, default=0, metavar="ROUNDS")
+    parser.add_argument("--only", choices=("file-systems",))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
+    added = bool(arguments.ray or arguments.only)
+    if not arguments.ray and not can_serve():
+        parser.error("bindfs is not installed: the faults of file systems need it")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     quiet, arena = Arena(folder / "quiet"), Arena(folder / "broken")
     for each in (quiet, arena):
@@ -254,12 +261,16 @@ def main() -> int:
         print((quiet.folder / "log.txt").read_text(), file=sys.stderr)
         return 1
     whole = time.monotonic() - start
-    if arguments.record and not arguments.ray:
+    if arguments.record and not added:
         arguments.record.unlink(missing_ok=True)
     campaign = Campaign(arena, digest(quiet), whole, arguments.seed, arguments.record)
-    campaign.note("none", f"{len(quiet.cells())} cells, seed {arguments.seed}", "identical", whole)
+    if not added:
+        detail = f"{len(quiet.cells())} cells, seed {arguments.seed}"
+        campaign.note("none", detail, "identical", whole)
     if arguments.ray:
         ray_faults(campaign, arguments.ray)
+    elif arguments.only:
+        file_systems(campaign)
     else:
         campaign.kills(arguments.kills)
         arena.wipe()
@@ -268,13 +279,11 @@ def main() -> int:
         places(campaign)
         file_systems(campaign)
     counts = Counter(str(row["fault"]) for row in campaign.rows)
-    bad = [
-        row
-        for row in campaign.rows
-        if row["outcome"] != "identical" and "all whole" not in str(row["outcome"])
-    ]
+    bad = [(number, what) for number, row in enumerate(campaign.rows, 1) if (what := problem(row))]
     for fault, count in counts.items():
         print(f"{count:5d} x {fault}")
+    for number, what in bad:
+        print(f"line {number}: {what}")
     print(f"{len(campaign.rows)} lines, {len(bad)} bad")
     return 1 if bad else 0
 

@@ -100,6 +100,11 @@ def places(campaign: Campaign) -> None:
     campaign.once("files from the future", "all of cache and results", times)
 
 
+def can_serve() -> bool:
+    """Whether the faults of file systems can be brought about here."""
+    return shutil.which("bindfs") is not None
+
+
 @contextlib.contextmanager
 def served(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
     """The cache on a file system that a process of ours serves (needs bindfs and FUSE).

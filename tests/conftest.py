@@ -41,11 +41,35 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def session_of(write_config: Callable[..., Path]) -> Callable[..., Session]:
-    """A :class:`Session` of an experiment, with selections as keywords."""
+def session_of(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Session]:
+    """A :class:`Session` of an experiment, with selections as keywords.
+
+    Its runs draw no plots: those take longer than all the rest, and ``tiny_run`` has them.
+    """
+    monkeypatch.setattr("bench.report.rendering.drawn", lambda *_: {})
 
     def make(content: dict[str, Any], **selection: Any) -> Session:
         return Session(ConfigFile(write_config(content)), Selection(**selection))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For runs to which it does not matter whether a stage is computed or found."""
+    return tmp_path_factory.mktemp("shared-cache")
+
+
+@pytest.fixture
+def warm_session_of(
+    session_of: Callable[..., Session], shared_cache: Path
+) -> Callable[..., Session]:
+    """``session_of`` on a cache in which the encoders of the tiny experiment soon are."""
+
+    def make(content: dict[str, Any], **selection: Any) -> Session:
+        return session_of(content, **{"cache": shared_cache, **selection})
 
     return make
 

@@ -89,17 +89,25 @@ class StageResources(Model):
     cpus
         Processors; None: as many as the profile has ``threads``.
     gpus
-        Accelerators, fractions allowed; None: one where the run's device is one.
+        Accelerators, fractions of one allowed, in steps of 0.0001 (Ray's own); None: one where the
+        run's device is one.
     memory_gb
         Memory that the scheduler sets aside; the process of a stage that holds more is ended.
     minutes
         Time limit.
     """
 
-    cpus: int | None = Field(None, ge=1)
+    cpus: int | None = Field(None, ge=1, strict=True)
     gpus: float | None = Field(None, ge=0)
     memory_gb: Positive | None = None
     minutes: Positive | None = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _a_share_or_whole_ones(cls, gpus: float | None) -> float | None:
+        if gpus is not None and (gpus != round(gpus, 4) or (gpus > 1 and gpus != int(gpus))):
+            raise ValueError("a share of one GPU in steps of 0.0001, or a whole number of them")
+        return gpus
 
 
 StageKind = Literal[tuple(STAGE_VERSIONS)]

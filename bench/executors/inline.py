@@ -45,12 +45,14 @@ class InlineExecutor:
         stages = topological([cell.stage for cell in cells])
         demand = Demand(stages, cells)
         history = History(self._workspace.store)
-        seconds = [history.seconds(stage) or 0.0 for stage in stages]
-        left = sum(seconds)
+        seconds = [history.seconds(stage) for stage in stages]
+        left, untimed = sum(filter(None, seconds)), seconds.count(None)
         for number, stage in enumerate(stages):
             at_work = [AtWork(stage.key, stage.label)]
-            self._mark.update(RunState(number, len(stages) - number - 1, at_work, left))
-            left -= seconds[number]
+            after = len(stages) - number - 1
+            self._mark.update(RunState(number, after, at_work, left, untimed=untimed))
+            left -= seconds[number] or 0.0
+            untimed -= seconds[number] is None
             blocked = next(
                 (reasons[s.key] for s in stage.inputs.values() if s.key in reasons), None
             )

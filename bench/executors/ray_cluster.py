@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench.config import StageResources
 from bench.errors import InputError
+from bench.executors.ray_head import HeadWatch
 from bench.executors.ray_worker import About, Board, Keeper, Origin, software
 from bench.graph import Stage
 
@@ -75,6 +76,7 @@ class Cluster:
         self._address, self._own_processors = address, processors
         self._experiment = experiment
         self.notes: list[str] = []
+        self._head: HeadWatch | None = None
         self._joining: dict[str, tuple[Any, Any]] = {}  # node -> keeper, its answer to come
         self._keepers: dict[str, Any] = {}  # node -> its keeper
         self._names: dict[str, str] = {}  # node -> what its keeper is called
@@ -95,7 +97,7 @@ class Cluster:
         if address in (None, "auto", "local"):
             return
         host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise InputError(f"--address is auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
         try:
             socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
@@ -130,14 +132,18 @@ class Cluster:
         here = ray.get_runtime_context().get_node_id()
         self.board_name = _fresh_name("board")
         self.board = _pinned(Board, here, self.board_name).remote(self._experiment)
+        if not (self._address or "").startswith("ray://"):  # through a client, Ray says it itself
+            self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         try:
             self.count_nodes(patience=SECONDS_TO_ANSWER)
         except BaseException:
-            ray.shutdown()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._head is not None:
+            self._head.stop()
         ray.shutdown()
 
     def count_nodes(self, patience: float | None = None) -> None:
@@ -173,7 +179,8 @@ class Cluster:
     def _nodes(self, living: list[dict[str, float]]) -> None:
         # Summed once: it is asked for every stage that might be handed out.
         self._living = living
-        self._widest = max((node.get("CPU", 0) for node in living), default=1)
+        # At least one: a head that works nothing itself has none until others have joined.
+        self._widest = max((1, *(node.get("CPU", 0) for node in living)))
         self._capacity = {
             name: sum(node.get(theirs, 0) for node in living) for name, theirs in _RESOURCES.items()
         }
@@ -283,7 +290,10 @@ class Cluster:
     @staticmethod
     def in_words(stage: Stage, demand: Mapping[str, float]) -> str:
         """``a fit stage takes (num_cpus 2, num_gpus 1)``."""
-        wanted = ", ".join(f"{name} {value:g}" for name, value in demand.items())
+        shown = dict(demand)
+        if "memory" in shown:
+            shown["memory_gb"] = shown.pop("memory") / 2**30
+        wanted = ", ".join(f"{name} {value:g}" for name, value in shown.items())
         return f"a {stage.kind} stage takes ({wanted})"
 
     def _check_node(self, about: About) -> None:

@@ -239,6 +239,7 @@ class RayExecutor:
             [AtWork(key, told["label"], told["progress"]) for key, told in running.items()],
             self._schedule.seconds_left,
             width,
+            self._schedule.untimed_left,
         )
         self._mark.update(state)
         self._reporter.view(state)

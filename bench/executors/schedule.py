@@ -37,6 +37,13 @@ class Schedule:
         Of a stage as it was timed before; None where it never was.
     guess
         Seconds of a stage that was never timed.
+
+    Attributes
+    ----------
+    counts
+        Stages by state.
+    seconds_left, untimed_left
+        Of the stages that are not settled: what those take that were timed, and how many were not.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Schedule:
         self.counts: Counter[State] = Counter({State.waiting: len(self._stages)})
         # Only what was timed before: a guess orders stages, but tells nobody when.
         self.seconds_left = sum(self._timed.values())
+        self._untimed = {key for key, value in timed.items() if value is None}
+        self.untimed_left = len(self._untimed)
         self._reasons: dict[str, str] = {}
         # Of each kind: what a stage takes of a machine is a matter of its kind.
         self._ready: dict[str, list[tuple[float, int, str]]] = {}
@@ -190,6 +199,7 @@ class Schedule:
         self.counts[state] += 1
         was, now = (which in (State.waiting, State.out) for which in (before, state))
         self.seconds_left += self._timed[key] * (now - was)
+        self.untimed_left += (key in self._untimed) * (now - was)
         self._state[key] = state
 
     def _offer(self, key: str) -> None:

@@ -67,6 +67,7 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Session:
         patch.setenv("PYTHONPATH", f"{WAYWARD}:{root}")
         patch.syspath_prepend(WAYWARD)
         patch.delenv("BENCH_CACHE", raising=False)
+        patch.setattr("bench.report.rendering.drawn", lambda *_: {})
         registry.entries.cache_clear()
         with (folder / "shown.txt").open("w") as shown, Logged(PlainLines(shown)) as reporter:
             session = Session(ConfigFile(path), Selection(executor="ray"), reporter)

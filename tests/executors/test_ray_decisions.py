@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from dataclasses import replace
+from queue import Empty, Queue
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +28,7 @@ from bench.errors import InputError
 from bench.executors.computing import StorageError
 from bench.executors.ray_cluster import Cluster
 from bench.executors.ray_driver import ATTEMPTS, LOST_NODES, RayExecutor, _Task
+from bench.executors.ray_head import HeadWatch
 from bench.executors.ray_worker import About, Keeper, Origin, _copy, software, storage_id
 from bench.executors.schedule import Schedule
 from bench.graph import Cell, Stage
@@ -191,6 +194,31 @@ def test_what_no_node_can_take_any_more_is_named_once(executor, cluster):
         "warning: no node is left that has what a fit stage takes (num_cpus 2, num_gpus 0.5): it "
         "waits for one"
     ]
+
+
+def test_a_node_without_processors_takes_nothing(cluster):
+    """The head of a cluster that others have not joined yet."""
+    cluster._device, cluster._nodes = "cpu", [{"CPU": 0.0, "memory": 2.0**40}]
+    probe = Stage("probe", {}, {}, "probe")
+    assert cluster.demand(probe) == {"num_cpus": 1}
+    with pytest.raises(InputError, match=r"no node has what a probe stage takes \(num_cpus 1\)"):
+        cluster.check(probe)
+
+
+def test_memory_is_told_as_it_was_asked_for(cluster):
+    fit = Stage("fit", {}, {}, "fit")
+    assert cluster.in_words(fit, {"memory": 5000 * 2**30}) == "a fit stage takes (memory_gb 5000)"
+
+
+def test_a_run_whose_head_goes_is_ended_in_words():
+    said: Queue[str] = Queue()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = "{}:{}".format(*head.getsockname())
+        watch = HeadWatch(address, said.put, every=0.02, patience=0.1)
+        with pytest.raises(Empty):
+            said.get(timeout=0.5)  # as long as it answers
+    assert said.get(timeout=30).startswith(f"the head of the Ray cluster at {address} is gone; ")
+    watch.stop()
 
 
 @pytest.mark.parametrize(

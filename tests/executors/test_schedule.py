@@ -93,8 +93,9 @@ def test_losing_what_is_not_stored_changes_nothing():
 
 def test_untimed_stages_are_ordered_by_a_guess_and_promise_no_time():
     schedule = Schedule(CELLS, lambda _: None, lambda stage: SECONDS[stage.label])
-    assert schedule.seconds_left == 0
+    assert (schedule.seconds_left, schedule.untimed_left) == (0, 7)
     assert drain(schedule)[3] == "slow"
+    assert schedule.untimed_left == 0
 
 
 @pytest.mark.parametrize("seed", range(40))

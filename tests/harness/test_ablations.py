@@ -14,11 +14,11 @@ from bench.report.schema import load_results
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ablations.md"
 
 
-def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, session_of):
+def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, warm_session_of):
     [block] = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     entries = yaml.safe_load(block)
     tiny["matrix"] = {"attacks": ["badencoder"], "defenses": ["dede", *entries]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     assert session.run().failed == {}
     frame = leaderboard(load_results(session.results)).set_index("defense")
     assert len(frame) == 1 + len(entries) == 11

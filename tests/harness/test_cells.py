@@ -51,6 +51,18 @@ def test_stages_of_one_name_are_counted_one_by_one(tmp_path):
     assert describe_status(tmp_path, [KEY]) == "1 not run yet"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "untimed", "told"),
+    [
+        (80.0, 0, "waiting, about 40 s left"),
+        (80.0, 3, "waiting, 40 s left and 3 stages never timed here"),
+        (0.0, 3, "waiting"),
+    ],
+)
+def test_time_left_is_only_promised_of_stages_that_were_timed(seconds, untimed, told):
+    assert RunState(1, 2, [], seconds, width=2, untimed=untimed).in_words().endswith(told)
+
+
 @pytest.mark.parametrize(("age", "told"), [(5, False), (600, True)])
 def test_a_run_elsewhere_that_is_silent_is_told_with_its_age(tmp_path, monkeypatch, age, told):
     with monkeypatch.context() as patch:

@@ -58,6 +58,9 @@ from bench.errors import InputError
         ((*PROFILE, "encoder", "settings", "width"), -1, "settings:", "width must be"),
         ((*PROFILE, "encoder", "std"), [0, 1, 1], "", "should be greater than 0"),
         ((*PROFILE, "threads"), 10**11, "threads", "should be less than or equal to 1024"),
+        ((*PROFILE, "resources"), {"fit": {"gpus": 1.5}}, "gpus: 1.5", "a share of one GPU in"),
+        ((*PROFILE, "resources"), {"fit": {"gpus": 1e-5}}, "gpus: 1", "a share of one GPU in"),
+        ((*PROFILE, "resources"), {"fit": {"cpus": True}}, "cpus: true", "resources.fit.cpus: "),
         ((*PROFILE, "seeds"), [1, 1], "seeds", "stands twice"),
         (
             (*PROFILE, "overrides", "badencoder", "patch_size"),

@@ -23,7 +23,7 @@ def white_patches(images):
 
 
 @pytest.fixture
-def run(tiny, session_of, plug_in):
+def run(tiny, warm_session_of, plug_in):
     """Run defenses of ``seeing_defenses`` against BadEncoder."""
 
     def go(*entries, attacks=("badencoder",), **change):
@@ -33,7 +33,7 @@ def run(tiny, session_of, plug_in):
         plug_in("defenses", **{name: f"seeing_defenses:{of}" for name, of in names.items()})
         tiny["matrix"] = {"attacks": list(attacks), "defenses": list(entries)}
         tiny["profiles"]["tiny"] |= change
-        session = session_of(tiny)
+        session = warm_session_of(tiny)
         assert session.run().failed == {}
         return session
 
@@ -131,14 +131,14 @@ def test_analysis_is_told_the_support_and_stays_out_of_averages(run):
     assert triggered["score"].to_numpy() == pytest.approx(1.0)
 
 
-def test_dede_outside_the_trigger_shares_the_fit_and_leaves_the_patch_out(tiny, session_of):
+def test_dede_outside_the_trigger_shares_the_fit_and_leaves_the_patch_out(tiny, warm_session_of):
     outside = {
         "defense": "dede",
         "label": "dede-outside",
         "parameters": {"score_region": "outside-trigger"},
     }
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["dede", outside]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     outcome = session.run()
     assert outcome.failed == {}
     assert sum(label.startswith("fit") for label in outcome.computed) == 1
@@ -194,11 +194,11 @@ def test_reference_is_shown_last_whatever_it_scores(run):
     ],
 )
 def test_share_that_comes_to_no_image_is_an_error_of_the_file(
-    tiny, session_of, entry, protocol, key, message
+    tiny, warm_session_of, entry, protocol, key, message
 ):
     tiny["matrix"] = {"attacks": ["badencoder"], "defenses": [entry]}
     tiny["protocol"] |= protocol
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     with pytest.raises(InputError, match=message) as error:
         session.run()
     assert key in str(error.value)

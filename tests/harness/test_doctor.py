@@ -79,6 +79,15 @@ def test_a_profile_that_skips_what_is_not_fetched_says_so(
     assert lines[what + "bench third-party sync CTRL"]
 
 
+def test_resources_that_no_stage_gets_on_this_machine_are_named(write_config, tiny, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    tiny["profiles"]["tiny"]["resources"] = {"fit": {"cpus": 64, "gpus": 1}, "score": {"cpus": 2}}
+    (line,) = [what for what in said(write_config(tiny)) if what.startswith("profile tiny")]
+    assert line.endswith(
+        "through Ray only on a cluster with larger nodes: a fit stage takes cpus 64 of 2"
+    )
+
+
 def test_a_cache_that_cannot_be_written(write_config, tiny, tmp_path):
     (tmp_path / "file").write_text("")
     found = list(findings(write_config(tiny), tmp_path / "file" / "cache"))[-1]

@@ -23,11 +23,11 @@ CHEATS = {
 }
 
 
-def test_position_and_duplicates_give_nothing_away(tiny, session_of, plug_in):
+def test_position_and_duplicates_give_nothing_away(tiny, warm_session_of, plug_in):
     plug_in("defenses", **CHEATS)
     tiny["matrix"] = {"attacks": ["none"], "defenses": [n.replace("_", "-") for n in CHEATS]}
     tiny["profiles"]["tiny"]["test_images"] = 400
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     assert session.run().failed == {}
     for cell in session.cells:
         folder = CellStore(session.results).folder / cell.key
@@ -67,19 +67,19 @@ def test_order_of_the_test_images_is_seeded_and_mixes_conditions():
     assert abs(clean - triggered) < 60
 
 
-def test_wrapped_view_has_no_labels_unless_asked(tiny, session_of, plug_in):
+def test_wrapped_view_has_no_labels_unless_asked(tiny, warm_session_of, plug_in):
     plug_in("defenses", sees_labels="wayward_defenses:SeesLabels")
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["sees-labels"]}
-    failed = session_of(tiny).run().failed
+    failed = warm_session_of(tiny).run().failed
     assert len(failed) == 1
     assert "has no labels" in next(iter(failed.values()))
 
 
-def test_suspicious_pool_of_the_placebo_holds_the_same_pixels(tiny, session_of, plug_in):
+def test_suspicious_pool_of_the_placebo_holds_the_same_pixels(tiny, warm_session_of, plug_in):
     plug_in("defenses", uses_suspicious="wayward_defenses:UsesSuspicious")
     tiny["matrix"] = {"attacks": ["badencoder"], "defenses": ["uses-suspicious"]}
     tiny["protocol"]["poison_rate"] = 0.1
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     assert session.run().failed == {}
     workspace = session.workspace()
     stage = session.cells[0].stage

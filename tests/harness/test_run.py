@@ -140,19 +140,19 @@ def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
     assert len(leaderboard(session)) == 1
 
 
-def test_a_run_of_another_seed_takes_no_stored_seed_off_the_leaderboard(tiny, session_of):
+def test_a_run_of_another_seed_takes_no_stored_seed_off_the_leaderboard(tiny, warm_session_of):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
     for seeds, shown in (((1,), [0, 1]), ((2,), [0, 1, 2]), (None, [0, 1, 2])):
-        session = session_of(tiny, seeds=seeds)
+        session = warm_session_of(tiny, seeds=seeds)
         session.run()
         manifest = json.loads((session.results / "manifest.json").read_text())
         assert manifest["seeds"] == shown
     assert sorted(leaderboard(session)["seed"]) == [0, 1, 2]
 
 
-def test_tables_without_their_cells_are_not_replaced_by_empty_ones(tiny, session_of):
+def test_tables_without_their_cells_are_not_replaced_by_empty_ones(tiny, warm_session_of):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     session.run()
     before = (session.results / "leaderboard.csv").read_bytes()
     shutil.rmtree(session.results / "cells")
@@ -170,13 +170,13 @@ WAYWARD = {
 }
 
 
-def test_misbehaving_defense_fails_its_own_cell_only(tiny, session_of, plug_in):
+def test_misbehaving_defense_fails_its_own_cell_only(tiny, warm_session_of, plug_in):
     plug_in(
         "defenses", harmless="wayward_defenses:Harmless", **{k: v[0] for k, v in WAYWARD.items()}
     )
     names = [name.replace("_", "-") for name in WAYWARD]
     tiny["matrix"] = {"attacks": ["none"], "defenses": [*names, "harmless"]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     failed = session.run().failed
     table = leaderboard(session).set_index("defense")
     assert table.loc["harmless", "status"] == "ok"
@@ -189,21 +189,21 @@ def test_misbehaving_defense_fails_its_own_cell_only(tiny, session_of, plug_in):
         assert row["auroc"] == ""
 
 
-def test_failure_is_never_a_result(tiny, session_of, plug_in):
+def test_failure_is_never_a_result(tiny, warm_session_of, plug_in):
     plug_in("defenses", raises_in_fit="wayward_defenses:RaisesInFit")
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["raises-in-fit"]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     session.run()
     fit = session.cells[0].stage.inputs["victim"].inputs["fit"]
     assert not session.store.has("fit", fit.key)
     planned = describe_plan(session)
     assert "estimated 0 s\n1 failed\n" in planned
     assert "--retry-failed tries them again" in planned
-    waiting = session_of(tiny).run()
+    waiting = warm_session_of(tiny).run()
     assert waiting.computed == []
     assert "--retry-failed" in next(iter(waiting.failed.values()))
     plug_in("defenses", raises_in_fit="wayward_defenses:Harmless")
-    retried = session_of(tiny, retry_failed=True)
+    retried = warm_session_of(tiny, retry_failed=True)
     assert retried.run().failed == {}
     assert leaderboard(retried)["status"].tolist() == ["ok"]
 
@@ -217,12 +217,12 @@ def test_smoke_rows_enter_no_table(tiny, session_of):
     assert json.loads(cell.read_text())["smoke"] is True
 
 
-def test_missing_library_makes_a_skipped_row(tiny, session_of, plug_in, monkeypatch):
+def test_missing_library_makes_a_skipped_row(tiny, warm_session_of, plug_in, monkeypatch):
     plug_in("defenses", harmless="wayward_defenses:Harmless")
     component = registry.load("defenses", "harmless")
     monkeypatch.setattr(component, "needs_packages", ("no_such_library",))
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["harmless", "mahalanobis"]}
-    session = session_of(tiny)
+    session = warm_session_of(tiny)
     assert session.run().failed == {}
     row = leaderboard(session).set_index("defense").loc["harmless"]
     assert (row["status"], row["auroc"]) == ("skipped", "")

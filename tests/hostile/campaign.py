@@ -77,6 +77,8 @@ class Ran:
     ----------
     line
         The line that it was refused with, or what else it said last.
+    seconds, clock_seconds
+        Of processor time, and by the clock.
     problem
         How it departs from what must come of it; empty when it does not.
     """
@@ -86,6 +88,7 @@ class Ran:
     outcome: str
     line: str
     seconds: float
+    clock_seconds: float
     megabytes: float
     problem: str
 
@@ -208,18 +211,21 @@ def _called(call: Callable[[], object]) -> int:
     return _commanded(())
 
 
-def _watched(child: int, start: float) -> tuple[int, float, float, str]:
-    """Exit status, seconds of processor time, peak megabytes and the limit that was passed."""
+def _watched(child: int, start: float) -> tuple[int, float, float, float, str]:
+    """Exit status, seconds of processor time and by the clock, peak megabytes and the limit that
+    was passed."""
     broken, peak = "", 0.0
     while True:
         ended, status, usage = os.wait4(child, os.WNOHANG)
+        waited = time.perf_counter() - start
         if ended:
             seconds = usage.ru_utime + usage.ru_stime
             broken = broken or ("took all time" if seconds > LIMIT_SECONDS else "")
-            return os.waitstatus_to_exitcode(status), seconds, peak, broken
+            # Of one that ended before it was looked at: at least what this process has.
+            peak = peak or usage.ru_maxrss / 1000
+            return os.waitstatus_to_exitcode(status), seconds, waited, peak, broken
         # Not what wait4 says: that is at least what this process had before the child's exec.
         peak = _peak(child) or peak
-        waited = time.perf_counter() - start
         if not broken and (peak > LIMIT_MEGABYTES or waited > LIMIT_WAITING):
             broken = "took all time" if waited > LIMIT_WAITING else "took all memory"
             os.kill(child, signal.SIGKILL)
@@ -240,6 +246,7 @@ def _judged(
     deed: Deed,
     status: int,
     seconds: float,
+    waited: float,
     peak: float,
     broken: str,
     out: Path,
@@ -258,7 +265,7 @@ def _judged(
             problem = f"afterwards: {error}"
     last = (lines or printed.splitlines() or [""])[-1]
     outcome = "NOT REFUSED" if problem else deed.outcome
-    return Ran(chosen.category, chosen.name, outcome, last, seconds, peak, problem)
+    return Ran(chosen.category, chosen.name, outcome, last, seconds, waited, peak, problem)
 
 
 def _departure(deed: Deed, status: int, printed: str, complaint: str, lines: list[str]) -> str:

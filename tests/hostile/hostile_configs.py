@@ -289,6 +289,12 @@ def word(folder: Path) -> Deed:
     return command("run", *more, says="HOST:PORT", after=unwritten)
 
 
+@case("command line", "Ray at the address of a page")
+def page(folder: Path) -> Deed:
+    experiment(folder)
+    return command("run", "--executor", "ray", "--address", "http://127.0.0.1:1", says="HOST:PORT")
+
+
 @case("command line", "cache below a file")
 def cache_below(folder: Path) -> Deed:
     experiment(folder)

@@ -50,10 +50,10 @@ def rows(session):
 
 
 def test_an_absent_submodule_skips_its_cells_and_says_what_to_do(
-    content, session_of, tmp_path, monkeypatch
+    content, warm_session_of, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("BENCH_THIRD_PARTY", str(tmp_path / "nothing"))
-    session = session_of(content)
+    session = warm_session_of(content)
     assert session.run().failed == {}
     found = rows(session)
     assert found.loc["badencoder", "attack_backend"] == "native"
@@ -73,11 +73,11 @@ def test_an_absent_submodule_skips_its_cells_and_says_what_to_do(
     ids=["crash", "hang", "silence", "pickle"],
 )
 def test_a_bad_upstream_is_a_failed_cell_and_harms_no_other(
-    content, session_of, repository, tmp_path, main, words
+    content, warm_session_of, repository, tmp_path, main, words
 ):
     mark = tmp_path / "mark"
     (repository / "main.py").write_text(main.format(mark=mark))
-    session = session_of(content)
+    session = warm_session_of(content)
     outcome = session.run()
     assert len(outcome.failed) == 1
     found = rows(session)
@@ -89,16 +89,16 @@ def test_a_bad_upstream_is_a_failed_cell_and_harms_no_other(
     assert not mark.exists()
 
 
-def test_another_commit_is_refused_unless_allowed_by_name(content, session_of, repository):
+def test_another_commit_is_refused_unless_allowed_by_name(content, warm_session_of, repository):
     del content["matrix"]["attacks"][1]["parameters"]["allow_changed"]
-    session = session_of(content)
+    session = warm_session_of(content)
     assert len(session.run().failed) == 1
     assert "DRUPE" in rows(session).loc["drupe-upstream", "reason"]
 
 
-def test_the_revision_that_runs_is_part_of_the_key(content, session_of, repository):
+def test_the_revision_that_runs_is_part_of_the_key(content, warm_session_of, repository):
     def keys():
-        return {cell.identity["attack"]: cell.key for cell in session_of(content).cells}
+        return {cell.identity["attack"]: cell.key for cell in warm_session_of(content).cells}
 
     first = keys()
     (repository / "greeting.py").write_text("WORD = 'changed'\n")
@@ -109,10 +109,10 @@ def test_the_revision_that_runs_is_part_of_the_key(content, session_of, reposito
     assert keys()["drupe-upstream"] not in (first["drupe-upstream"], second["drupe-upstream"])
 
 
-def test_reduced_rows_are_marked_and_stay_outside_averages(content, session_of, repository):
+def test_reduced_rows_are_marked_and_stay_outside_averages(content, warm_session_of, repository):
     (repository / "main.py").write_text(SILENCE)
     content["profiles"]["tiny"]["overrides"]["drupe@upstream"] = {"epochs": 2, "max_images": 64}
-    session = session_of(content)
+    session = warm_session_of(content)
     session.run()
     found = rows(session)
     smaller = "64 images, 2 of 120 epochs, batches of 50 instead of 256; a narrow encoder"
@@ -123,7 +123,7 @@ def test_reduced_rows_are_marked_and_stay_outside_averages(content, session_of, 
     assert "¶ reduced" in export(session.results, "markdown")
 
 
-def test_a_component_without_that_backend_is_one_line(content, session_of):
+def test_a_component_without_that_backend_is_one_line(content, warm_session_of):
     content["matrix"]["defenses"] = [{"defense": "mahalanobis", "backend": "upstream"}]
     with pytest.raises(InputError, match=r"defenses\[0\].*'mahalanobis' has no backend upstream"):
-        session_of(content).check()
+        warm_session_of(content).check()
