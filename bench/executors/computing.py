@@ -74,7 +74,8 @@ def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
 
 
 class StorageError(InputError):
-    """The cache or the results cannot be used any more: no fault of the stage at work."""
+    """The cache, the results or the head of a cluster cannot be used any more: no fault of the
+    stage at work."""
 
 
 _NO_STORAGE = {

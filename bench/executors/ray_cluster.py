@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench.config import StageResources
 from bench.errors import InputError
-from bench.executors.ray_head import HeadWatch
+from bench.executors.computing import StorageError
+from bench.executors.ray_head import HeadWatch, head_is_gone, is_lost_connection
 from bench.executors.ray_worker import About, Board, Keeper, Origin, software
 from bench.graph import Stage
 
@@ -132,19 +133,28 @@ class Cluster:
         here = ray.get_runtime_context().get_node_id()
         self.board_name = _fresh_name("board")
         self.board = _pinned(Board, here, self.board_name).remote(self._experiment)
-        if not (self._address or "").startswith("ray://"):  # through a client, Ray says it itself
+        if not self._through_client:  # a client is told
             self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         try:
             self.count_nodes(patience=SECONDS_TO_ANSWER)
         except BaseException:
-            self.__exit__()
+            self._leave()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._leave()
+        if self._through_client and is_lost_connection(error):
+            raise StorageError(head_is_gone(str(self._address))) from None
+
+    def _leave(self) -> None:
         if self._head is not None:
             self._head.stop()
         ray.shutdown()
+
+    @property
+    def _through_client(self) -> bool:
+        return (self._address or "").startswith("ray://")
 
     def count_nodes(self, patience: float | None = None) -> None:
         """Meet the nodes that came and forget those that went, at most every few seconds.

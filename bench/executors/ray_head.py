@@ -53,10 +53,7 @@ class HeadWatch:
             if self._answers():
                 answered = time.monotonic()
             elif time.monotonic() - answered > self._patience and not self._over.is_set():
-                self._end(
-                    f"the head of the Ray cluster at {self._address} is gone; what is finished is "
-                    "kept: run again when there is one"
-                )
+                self._end(head_is_gone(self._address))
                 return
 
     def _answers(self) -> bool:
@@ -66,6 +63,19 @@ class HeadWatch:
         except OSError:
             return False
         return True
+
+
+def head_is_gone(address: str) -> str:
+    """The line of a run whose head has gone."""
+    return (
+        f"the head of the Ray cluster at {address} is gone; what is finished is kept: run again "
+        "when there is one"
+    )
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether Ray's client raised this because the head no longer answers."""
+    return isinstance(error, ConnectionError) or type(error).__module__.startswith("grpc.")
 
 
 def _end_process(line: str) -> None:

@@ -221,6 +221,16 @@ def test_a_run_whose_head_goes_is_ended_in_words():
     watch.stop()
 
 
+def test_a_client_whose_connection_breaks_is_told_the_same(cluster, monkeypatch):
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    cluster._address = "ray://head:10001"
+    with pytest.raises(StorageError, match="cluster at ray://head:10001 is gone"):
+        cluster.__exit__(ConnectionError, ConnectionError("no more"), None)
+    cluster.__exit__(KeyError, KeyError("ours"), None)
+    cluster._address = "head:6379"
+    cluster.__exit__(ConnectionError, ConnectionError("of a stage"), None)
+
+
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
