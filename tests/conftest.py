@@ -41,14 +41,14 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def session_of(
-    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Session]:
-    """A :class:`Session` of an experiment, with selections as keywords.
-
-    Its runs draw no plots: those take longer than all the rest, and ``tiny_run`` has them.
-    """
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take longer than all the rest of a small run; ``tiny_run`` has them."""
     monkeypatch.setattr("bench.report.rendering.drawn", lambda *_: {})
+
+
+@pytest.fixture
+def session_of(write_config: Callable[..., Path], no_plots: None) -> Callable[..., Session]:
+    """A :class:`Session` of an experiment, with selections as keywords; its runs draw no plots."""
 
     def make(content: dict[str, Any], **selection: Any) -> Session:
         return Session(ConfigFile(write_config(content)), Selection(**selection))

@@ -80,6 +80,7 @@ def test_second_run_computes_nothing(tiny_run):
     assert (tiny_run.results / "leaderboard.csv").read_bytes() == table
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_stored_cells_alone_are_enough_to_resume(tiny_run, tmp_path):
     shutil.copytree(tiny_run.results, tmp_path / "results" / "tiny")
     session = Session(
@@ -91,6 +92,7 @@ def test_stored_cells_alone_are_enough_to_resume(tiny_run, tmp_path):
     assert not (tmp_path / "empty-cache").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_scores_and_tables_are_the_same_from_a_cold_cache(tiny_run, tmp_path):
     session = Session(
         tiny_run.file,
@@ -107,6 +109,7 @@ def test_scores_and_tables_are_the_same_from_a_cold_cache(tiny_run, tmp_path):
     pd.testing.assert_frame_equal(ours, theirs.loc[ours.index], check_dtype=False)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_same_key_same_bytes(tiny_run, tmp_path):
     """Every artifact of a second cold run equals the first one's, cost aside."""
     session = Session(
@@ -121,6 +124,7 @@ def test_same_key_same_bytes(tiny_run, tmp_path):
         assert path.read_bytes() == same.read_bytes(), path.parent.parent.parent.name
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(tiny_run.store.root, cache)
