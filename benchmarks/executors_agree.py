@@ -24,6 +24,8 @@ from pathlib import Path
 from arena import Arena, digest, kill_node, local_nodes, preload, verdict, wait
 from recording import replace
 
+from bench.provenance import code_version, hardware
+
 PATIENCE = 3600.0
 CELLS = 112
 
@@ -92,6 +94,8 @@ def main() -> int:
             "outcome": verdict(arena, reference),
             "run_ended_with": code,
             "seconds": f"{seconds:.0f}",
+            "code": code_version(),
+            "machine": hardware("cpu")["processor"],
         }
         rows.append(row)
         print(row, flush=True)
