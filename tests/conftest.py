@@ -56,9 +56,10 @@ def session_of(write_config: Callable[..., Path], no_plots: None) -> Callable[..
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For runs to which it does not matter whether a stage is computed or found."""
+    """For runs of a module to which it does not matter whether a stage is computed or found: not
+    for one that puts another defense under a name, whose fit the others would find."""
     return tmp_path_factory.mktemp("shared-cache")
 
 

@@ -193,21 +193,21 @@ def test_misbehaving_defense_fails_its_own_cell_only(tiny, warm_session_of, plug
         assert row["auroc"] == ""
 
 
-def test_failure_is_never_a_result(tiny, warm_session_of, plug_in):
+def test_failure_is_never_a_result(tiny, session_of, plug_in):
     plug_in("defenses", raises_in_fit="wayward_defenses:RaisesInFit")
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["raises-in-fit"]}
-    session = warm_session_of(tiny)
+    session = session_of(tiny)
     session.run()
     fit = session.cells[0].stage.inputs["victim"].inputs["fit"]
     assert not session.store.has("fit", fit.key)
     planned = describe_plan(session)
     assert "estimated 0 s\n1 failed\n" in planned
     assert "--retry-failed tries them again" in planned
-    waiting = warm_session_of(tiny).run()
+    waiting = session_of(tiny).run()
     assert waiting.computed == []
     assert "--retry-failed" in next(iter(waiting.failed.values()))
     plug_in("defenses", raises_in_fit="wayward_defenses:Harmless")
-    retried = warm_session_of(tiny, retry_failed=True)
+    retried = session_of(tiny, retry_failed=True)
     assert retried.run().failed == {}
     assert leaderboard(retried)["status"].tolist() == ["ok"]
 
