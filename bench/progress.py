@@ -77,6 +77,7 @@ class PlainLines(Silent):
 
     def finish(self, label: str, seconds: float, outcome: str) -> None:
         self._count += 1
+        self._total = max(self._total, self._count)  # lost stages are computed once more
         if outcome != "cached":
             self._print(f"[{self._count}/{self._total}] {label}: {outcome}, {seconds:.1f} s")
 
@@ -118,6 +119,7 @@ class LiveBars(Silent):
         self._all = self._bars.add_task("stages", total=None)
         self._one = self._bars.add_task("", total=None, visible=False)
         self._at_work: list[TaskID] = []
+        self._total, self._count = 0, 0
 
     def __enter__(self) -> LiveBars:
         self._bars.start()
@@ -134,6 +136,7 @@ class LiveBars(Silent):
         self._bars.stop()
 
     def plan(self, stages: int, cells: int, done: int) -> None:
+        self._total = stages
         self._bars.update(self._all, total=stages, description=f"{cells} cells, {done} stored")
 
     def start(self, label: str) -> None:
@@ -145,7 +148,9 @@ class LiveBars(Silent):
         self._bars.update(self._one, completed=done, total=total)
 
     def finish(self, label: str, seconds: float, outcome: str) -> None:
-        self._bars.advance(self._all)
+        self._count += 1
+        self._total = max(self._total, self._count)
+        self._bars.update(self._all, completed=self._count, total=self._total)
         if outcome != "cached":
             self.note(f"{label}: {outcome}, {seconds:.1f} s")
 
