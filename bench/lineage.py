@@ -109,21 +109,17 @@ class Lineage:
         recipe = attack.recipe or self.recipes[family.name]
         if start is None:
             # What is trained from scratch is shared, and with it what is trained on.
-            seed = self.pretraining_seed(seed)
+            seed = self.profile.pretrained_with(seed)
         twin = self.trained(family, recipe, seed, start=start)
         poison = self.poison(attack, family, downstream, start, seed)
         victim = self.trained(family, recipe, seed, start=start, poison=poison, twin=twin)
         return Pair(victim, twin)
 
-    def pretraining_seed(self, seed: int) -> int:
-        """With which a cell's encoders are trained from scratch."""
-        shared = self.profile.pretraining_seed
-        return seed if shared is None else shared
-
     def clean(self, family: Family, seed: int) -> Stage:
         """The clean encoder of a family: pretrained by the harness, or imported."""
         if family.name not in self.checkpoints:
-            return self.trained(family, self.recipes[family.name], self.pretraining_seed(seed))
+            seed = self.profile.pretrained_with(seed)
+            return self.trained(family, self.recipes[family.name], seed)
         encoder = {
             "checkpoint": self.checkpoints[family.name],
             "architecture": family.encoder.architecture,

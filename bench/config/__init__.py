@@ -19,6 +19,7 @@ from bench.config.profile import (
     Profile,
     SplitCounts,
     StageResources,
+    pretraining_seed,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "StageResources",
     "VictimEntry",
     "component_name",
+    "pretraining_seed",
 ]

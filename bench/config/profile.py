@@ -13,6 +13,15 @@ from bench.graph import STAGE_VERSIONS
 from bench.limits import MOST_SEED
 from bench.models import Model
 
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+
+
+def pretraining_seed(shared: int | Mapping[int, int] | None, seed: int) -> int:
+    """What a profile's ``pretraining_seed`` says of a cell's ``seed``."""
+    if isinstance(shared, Mapping):
+        return shared.get(seed, seed)
+    return seed if shared is None else shared
+
 
 class SplitCounts(Model):
     """Images per role (docs/protocol.md, "Splits")."""
@@ -129,11 +138,12 @@ class Profile(Model):
     downstreams: tuple[Downstream, ...] = Field(min_length=1)
     splits: SplitCounts = SplitCounts()
     probe: ProbeConfig = ProbeConfig()
-    seeds: tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...] = Field((0,), min_length=1)
-    pretraining_seed: int | None = Field(None, ge=0, le=MOST_SEED)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    pretraining_seed: Seed | dict[Seed, Seed] | None = None
     """Seed of every training from scratch, clean or poisoned, and of the poison that it meets,
-    whatever the seed of the cell; None: the cell's. Seeds then share these encoders and differ in
-    what is made of them (implants, fine-tunings) and in the defense. The leaderboard says so."""
+    whatever the seed of the cell, or for the cell's seeds that are named; else the cell's own.
+    Seeds then share these encoders and differ in what is made of them (implants, fine-tunings) and
+    in the defense. The leaderboard says so."""
     test_images: int | None = Field(None, ge=20)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -163,6 +173,10 @@ class Profile(Model):
                     "dataset or a downstream set: its images have other roles"
                 )
         return self
+
+    def pretrained_with(self, seed: int) -> int:
+        """The seed with which the encoders of a cell's ``seed`` are trained from scratch."""
+        return pretraining_seed(self.pretraining_seed, seed)
 
     def families(self) -> dict[str, Family]:
         """The encoders of this profile by family: ``ssl``, and ``clip`` where configured."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.evaluation.statistics import seed_interval
+from bench.evaluation.statistics import FEWEST_SEEDS, seed_interval
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, MEASURED, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
 
@@ -94,17 +94,17 @@ def over_seeds(results: Results) -> pd.DataFrame:
     """The leaderboard with seeds averaged: one row per cell identity, seed aside, and status.
 
     Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
-    :data:`INTERVAL_METRICS`: the stored test-sampling interval of a single seed, a 95 % t interval
-    over three or more seeds, nothing for two. Where all seeds share their victim (and its twin, for
-    what is measured on both) they are one draw of it: their test-sampling intervals are put
-    together, from the lowest end to the highest. A mean is given only where every seed has
-    a value.
+    :data:`INTERVAL_METRICS`: a 95 % t interval over three or more seeds that share neither an
+    encoder nor a pretraining; otherwise their stored test-sampling intervals put together, from
+    the lowest end to the highest. A mean is given only where every seed has a value.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in map(_row, results.cells):
         identity = tuple(row[name] for name in ("attack", "defense", *CONTEXT, "status"))
         groups.setdefault(identity, []).append(row)
-    rows = _sorted_rows(map(_mean_row, groups.values()), results.manifest)
+    rows = _sorted_rows(
+        (_mean_row(rows, results.manifest) for rows in groups.values()), results.manifest
+    )
     return _frame(rows, _BOUNDED_COLUMNS)
 
 
@@ -265,7 +265,7 @@ def _row(cell: StoredCell) -> dict[str, Any]:
     return row
 
 
-def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
     """One row for cells that differ in their seed only."""
     mean = {**min(rows, key=lambda row: -1 if row["seed"] is None else row["seed"])}
     mean["n_seeds"] = len(rows)
@@ -275,7 +275,8 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in numbers:
         mean[name] = strict_mean([row[name] for row in rows])
     for metric in INTERVAL_METRICS:
-        mean[f"{metric}_low"], mean[f"{metric}_high"] = _interval_over_seeds(rows, metric)
+        ends = _interval_over_seeds(rows, metric, manifest)
+        mean[f"{metric}_low"], mean[f"{metric}_high"] = ends
     for name in ("encoder_verdict", "encoder_verdict_twin"):
         mean[name] = _verdicts([row[name] for row in rows])
     mean["reason"] = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
@@ -283,11 +284,13 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _interval_over_seeds(
-    rows: list[dict[str, Any]], metric: str
+    rows: list[dict[str, Any]], metric: str, manifest: Manifest
 ) -> tuple[float | None, float | None]:
     """See :func:`over_seeds`."""
     both = metric == "auroc_delta"
-    if len({row["encoders"] if both else row["encoders"][0] for row in rows}) == 1:
+    encoders = {row["encoders"] if both else row["encoders"][0] for row in rows}
+    pretrainings = {manifest.pretrained_with(row["seed"]) for row in rows}
+    if not FEWEST_SEEDS <= len(rows) == len(encoders) == len(pretrainings):
         ends = [(row[f"{metric}_low"], row[f"{metric}_high"]) for row in rows]
         known = all(None not in pair for pair in ends)
         lows, highs = zip(*ends, strict=True)

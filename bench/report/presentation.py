@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.report.formats import TextTable, number_text
 from bench.report.leaderboard import over_seeds, summary, valid_in_some_seeds, varying_context
-from bench.report.schema import Results, StoredCell
+from bench.report.schema import Manifest, Results, StoredCell
 
 __all__ = [
     "ABSENT",
@@ -180,13 +180,22 @@ def state_notes(results: Results) -> tuple[str, ...]:
             f"{results.unfinished} of {len(results.manifest.cells)} cells {are} not stored yet: "
             "the run goes on or was interrupted."
         )
-    if len(results.manifest.seeds) > 1 and results.manifest.pretraining_seed is not None:
-        notes.append(
-            f"Encoders are pretrained with seed {results.manifest.pretraining_seed} in every cell, "
-            "poisoned ones too: seeds vary implants, fine-tunings and the defense, and no interval "
-            "covers other pretrainings."
-        )
-    return tuple(notes)
+    return (*notes, *_shared_pretrainings(results.manifest))
+
+
+def _shared_pretrainings(manifest: Manifest) -> Iterable[str]:
+    """Which seeds rest on the same encoders trained from scratch."""
+    groups: dict[int, list[int]] = {}
+    for seed in manifest.seeds:
+        groups.setdefault(manifest.pretrained_with(seed), []).append(seed)
+    for pretraining, seeds in groups.items():
+        if len(seeds) > 1:
+            which = "All seeds" if len(groups) == 1 else f"Seeds {', '.join(map(str, seeds))}"
+            yield (
+                f"{which} share the encoders pretrained with seed {pretraining}, poisoned ones "
+                "too: they vary implants, fine-tunings and the defense, and are one draw of a "
+                "pretraining."
+            )
 
 
 def threshold_note(
@@ -230,8 +239,9 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "attack-invalid; both stay outside averages.",
         "Brackets: "
         + (
-            "n seeds are averaged; a 95 % t interval for n >= 3, none for n = 2, the test-sampling "
-            "interval for n = 1 and where all seeds have one encoder."
+            "n seeds are averaged; a 95 % t interval over three or more seeds, each with a "
+            "pretraining and encoders of its own, otherwise from the lowest to the highest end of "
+            "their test-sampling intervals, which speak of test images alone."
             if repeated
             else "test-sampling interval, a bootstrap over source images."
         ),

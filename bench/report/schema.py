@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from bench.config import pretraining_seed
 from bench.errors import InputError
 from bench.limits import MOST_ROWS, MOST_SEED, check_inside, read_json
 from bench.report.arrays import (
@@ -66,7 +67,11 @@ class Manifest:
     cells: tuple[str, ...]
     smoke: bool = False
     tables: dict[str, Any] = field(default_factory=dict)
-    pretraining_seed: int | None = None
+    pretraining_seed: int | Mapping[int, int] | None = None
+
+    def pretrained_with(self, seed: int) -> int:
+        """The seed with which the encoders of a cell's ``seed`` were trained from scratch."""
+        return pretraining_seed(self.pretraining_seed, seed)
 
     @property
     def further_tables(self) -> dict[str, DeclaredTable]:
@@ -322,9 +327,11 @@ def load_manifest(results_dir: Path) -> Manifest:
         raise damaged(path, error) from None
 
 
-def _pretraining_seed(document: Mapping[str, Any]) -> int | None:
+def _pretraining_seed(document: Mapping[str, Any]) -> int | dict[int, int] | None:
     """Of the profile that the manifest repeats; manifests of earlier versions have none."""
     seed = ((document.get("config") or {}).get("profile") or {}).get("pretraining_seed")
+    if isinstance(seed, Mapping):
+        return {int(own): int(shared) for own, shared in seed.items()}
     return None if seed is None else int(seed)
 
 

@@ -59,6 +59,15 @@ def test_seeds_may_share_what_is_trained_from_scratch(tiny, session_of):
         assert len(shared[kind]) == len(apart[kind])
 
 
+def test_some_seeds_may_share_a_pretraining_and_others_have_their_own(tiny, session_of):
+    profile = tiny["profiles"]["tiny"]
+    found = {}
+    for seeds, shared in (([0, 1], 0), ([2], None), ([0, 1, 2], {1: 0})):
+        profile.update(seeds=seeds, pretraining_seed=shared)
+        found[len(seeds)] = keys(session_of(tiny))["pretrain"]
+    assert found[3] == found[2] | found[1]
+
+
 def overrides(content: dict[str, Any]) -> dict[str, Any]:
     return content["profiles"]["tiny"]["overrides"]
 

@@ -12,7 +12,7 @@ from stored_cells import OF_THE_TWIN, write_cell, write_manifest
 
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
 from bench.report.export import export
-from bench.report.leaderboard import leaderboard, over_seeds, summary, t_interval
+from bench.report.leaderboard import leaderboard, over_seeds, per_seed, summary, t_interval
 from bench.report.schema import load_results
 
 
@@ -151,31 +151,49 @@ def test_smoke_cells_enter_no_table_and_the_tables_say_so(make_results):
     assert json.loads(export(folder, "json", "thresholds")) == []
 
 
-@pytest.mark.parametrize(("count", "has_interval"), [(2, False), (3, True)])
-def test_seeds_are_averaged_and_an_interval_needs_three(make_results, count, has_interval):
+@pytest.mark.parametrize("count", [2, 3])
+def test_seeds_are_averaged_and_a_t_interval_needs_three(make_results, count):
     folder = make_results(seeds=tuple(range(count)))
     results = load_results(folder)
-    cells = leaderboard(results)
+    cells = per_seed(results)
     rows = cells[(cells["attack"] == "drupe") & (cells["defense"] == "dede")]
     mean = over_seeds(results)
     assert len(mean) == 9
     row = mean[(mean["attack"] == "drupe") & (mean["defense"] == "dede")].iloc[0]
     assert row["n_seeds"] == count
-    assert row["auroc"] == pytest.approx(rows["auroc"].mean())
-    assert pd.notna(row["auroc_low"]) == has_interval
-    assert pd.notna(row["auroc_vs_decoy_low"]) == has_interval
+    for metric in ("auroc", "auroc_vs_decoy"):
+        values = list(rows[metric])
+        assert row[metric] == pytest.approx(sum(values) / count)
+        together = (rows[f"{metric}_low"].min(), rows[f"{metric}_high"].max())
+        expected = t_interval(values) if count == 3 else together
+        assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx(expected)
     assert "| n |" in export(folder, "markdown")
 
 
-def test_seeds_that_share_a_pretraining_are_said_to(make_results):
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [
+        (7, "All seeds share the encoders pretrained with seed 7"),
+        ({"1": 0}, "Seeds 0, 1 share the encoders pretrained with seed 0"),
+    ],
+)
+def test_seeds_that_share_a_pretraining_are_said_to_and_are_no_independent_draws(
+    make_results, shared, said
+):
     folder = make_results(seeds=(0, 1, 2))
-    assert "pretrained with seed" not in export(folder, "markdown")
+    own = over_seeds(load_results(folder))
+    assert "share the encoders" not in export(folder, "markdown")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config"] = {"profile": {"pretraining_seed": 7}}
+    manifest["config"] = {"profile": {"pretraining_seed": shared}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    text = export(folder, "markdown")
-    assert "Encoders are pretrained with seed 7 in every cell" in text
-    assert "no interval covers other pretrainings" in text
+    results = load_results(folder)
+    assert said in export(folder, "markdown")
+    mean, cells = over_seeds(results), per_seed(results)
+    assert mean["auroc"].equals(own["auroc"])
+    row = mean[(mean["attack"] == "drupe") & (mean["defense"] == "dede")].iloc[0]
+    mine = cells[(cells["attack"] == "drupe") & (cells["defense"] == "dede")]
+    assert row["auroc_low"] == mine["auroc_low"].min()
+    assert row["auroc_high"] == mine["auroc_high"].max()
 
 
 def test_t_interval_matches_the_textbook():
