@@ -154,7 +154,11 @@ class Planner:
                     "label": row.entry.label,
                     "settings_tried": self.profile.settings_tried.get(row.attack.name, 1),
                 },
-                "defense": {**defender.describe(), "label": entry.label},
+                "defense": {
+                    **defender.describe(),
+                    "label": entry.label,
+                    **({"equal_length": True} if entry.equal_length else {}),
+                },
                 "profile": self.profile_name,
             },
             protocol=_chosen(
@@ -336,6 +340,8 @@ class Planner:
             "seed": seed,
             "environment": self.lineage.environment.describe(),
         }
+        if entry.equal_length:
+            spec["embeddings"] = "equal-length"
         if "suspicious" in column.defender.requires:
             spec["suspicious"] = {
                 "rows": rows("suspicious"),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.config import Downstream, Family, VictimEntry
+from bench.config import DefenseEntry, Downstream, Family, VictimEntry
 from bench.data.splits import permuted_rows
-from bench.entries import Row
+from bench.entries import Column, Row
 from bench.errors import InputError
 from bench.graph import topological
 from bench.lineage import role_slices
@@ -51,6 +51,7 @@ def check(session: Session) -> None:
     _check_poison(session)
     _check_references(session)
     _check_triggered_shares(session)
+    _check_equal_lengths(session)
 
 
 def _families(session: Session) -> Iterator[tuple[Family, Location]]:
@@ -240,6 +241,23 @@ def _check_references(session: Session) -> None:
             )
 
 
+def _columns(session: Session, entry: DefenseEntry) -> list[Column]:
+    """A defense as it meets each family of encoders."""
+    return [session.planner.column(entry, family) for family in session.profile.families()]
+
+
+def _check_equal_lengths(session: Session) -> None:
+    """Refuse one length of embeddings where a defense takes the network itself."""
+    for position, entry in enumerate(session.matrix.defenses):
+        if not (entry.equal_length and entry in session.defenses):
+            continue
+        if any("network" in column.defender.requires for column in _columns(session, entry)):
+            raise session.file.yaml.error(
+                (*session.matrix_location, "defenses", position, "equal_length"),
+                f"{entry.label} takes the network itself, whose embeddings stay as they are",
+            )
+
+
 def _check_triggered_shares(session: Session) -> None:
     """Refuse shares of the defender's images and of the pool that come to no image at all."""
     counts, protocol = session.profile.splits, session.file.config.protocol
@@ -253,8 +271,7 @@ def _check_triggered_shares(session: Session) -> None:
                 f"{rate:g} of {counts.auxiliary} auxiliary images is none",
             )
         pool = counts.suspicious
-        families = session.profile.families()
-        columns = (session.planner.column(entry, family) for family in families)
+        columns = _columns(session, entry)
         if (
             any("suspicious" in column.defender.requires for column in columns)
             and pool > 0

@@ -22,7 +22,7 @@ from bench.encoders.encoder import Encoder
 from bench.graph import Environment, Stage, topological
 from bench.limits import read_json
 from bench.provenance import hardware, library_versions
-from bench.store import COST, Store
+from bench.store import COST, MANIFEST, Store, file_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +115,11 @@ class Workspace:
     def folder(self, stage: Stage) -> Path:
         """Where the finished artifact of ``stage`` lies."""
         return self.store.folder(stage.kind, stage.key)
+
+    def content(self, stage: Stage) -> str:
+        """SHA-256 over the files of the finished artifact of ``stage``: what its key promises to
+        be the same everywhere, and other processors may round otherwise."""
+        return file_digest(self.folder(stage) / MANIFEST)
 
     def file(self, digest: str) -> Path:
         """Where the file of that content lies."""

@@ -76,6 +76,8 @@ class DefenseEntry(Model):
     """One column of the matrix. ``auxiliary`` says which images the defender owns.
 
     ``auxiliary_poison_rate`` of them carry the attack's trigger: the defender believes them clean.
+    With ``equal_length`` every embedding reaches the defense at one length, the square root of its
+    dimension: what a score tells apart then was in the direction.
     """
 
     defense: str
@@ -83,6 +85,7 @@ class DefenseEntry(Model):
     backend: Backend = "native"
     auxiliary: AuxiliaryKind = "in-distribution"
     auxiliary_poison_rate: float = Field(0.0, ge=0, lt=1)
+    equal_length: bool = False
     parameters: dict[str, Any] = {}
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench.encoders.clip import TextTower
 from bench.encoders.encoder import Encoder, check_images
@@ -25,11 +27,20 @@ class DefenderEncoder:
     requires
         What the defense declares: ``gradients`` opens :meth:`forward`, ``features`` opens
         :meth:`features`, ``text`` opens :attr:`text`, ``network`` opens :meth:`network`.
+    equal_length
+        Embeddings are shown at one length, the square root of their dimension.
     """
 
-    def __init__(self, encoder: Encoder, requires: Collection[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        requires: Collection[str] = frozenset(),
+        *,
+        equal_length: bool = False,
+    ) -> None:
         self.__encoder = encoder
         self.__requires = frozenset(requires)
+        self.__equal_length = equal_length
         self.__remembered: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
         self.__hits = 0
 
@@ -78,9 +89,15 @@ class DefenderEncoder:
         check_images(images, self.image_size)
         known = self.__recall(images)
         if known is None:
-            return self.__encoder.embed(images)
+            return self.shown(self.__encoder.embed(images))
         self.__hits += len(images)
-        return known.clone()
+        return self.shown(known.clone())
+
+    def shown(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (N, D) of the encoder as the defense is to see them."""
+        if not self.__equal_length:
+            return embeddings
+        return functional.normalize(embeddings, dim=1) * math.sqrt(self.embedding_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """The same map, differentiable in ``images``; parameters frozen.
@@ -91,7 +108,7 @@ class DefenderEncoder:
             When the defense does not require ``gradients``.
         """
         self.__demand("gradients", "encoder.forward")
-        return self.__encoder.forward(images)
+        return self.shown(self.__encoder.forward(images))
 
     def normalise(self, images: Tensor) -> Tensor:
         """[0, 1] -> what :meth:`forward_normalised` takes.
@@ -113,7 +130,7 @@ class DefenderEncoder:
             When the defense does not require ``gradients``.
         """
         self.__demand("gradients", "encoder.forward_normalised")
-        return self.__encoder.forward_normalised(inputs)
+        return self.shown(self.__encoder.forward_normalised(inputs))
 
     def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Intermediate features (N, C, h, w) of the named ``layers``.
@@ -128,7 +145,7 @@ class DefenderEncoder:
 
     def network(self) -> tuple[nn.Module, str, dict[str, Any]]:
         """A copy of the frozen network, its architecture and settings, for code that needs a module
-        of its own; it takes what :meth:`normalise` gives.
+        of its own; it takes what :meth:`normalise` gives, and gives embeddings as they are.
 
         Raises
         ------
@@ -150,7 +167,7 @@ class DefenderEncoder:
         images
             float32 (N, 3, S, S), not made in inference mode (such tensors do not count changes).
         embeddings
-            float32 (N, D), as :meth:`embed` would return them.
+            float32 (N, D), as the encoder gives them.
 
         Raises
         ------

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 
 __all__ = [
     "SMALLEST_N_FOR_01FPR",
+    "SPLIT_OF_RULE",
     "Rates",
     "auroc",
     "average_precision",
@@ -29,6 +30,9 @@ __all__ = [
     "threshold_at_fpr",
     "tpr_at_fpr",
 ]
+
+SPLIT_OF_RULE = {"clean-id": "calibration", "own-auxiliary": "auxiliary"}
+"""Threshold rule -> the clean images whose scores it chooses on."""
 
 SMALLEST_N_FOR_01FPR = 1000
 """Clean images below which a TPR at 0.1 % FPR is not reported: it would rest on no false alarm."""

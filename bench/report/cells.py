@@ -36,7 +36,8 @@ def cells_json(results: Results) -> str:
 
 def _cell(cell: StoredCell) -> dict[str, Any]:
     flags = ("control", "transductive", "reference", "analysis", "reduced")
-    sections = ("intervals", "thresholds", "downstream", "trigger", "decoy", "encoders", "implant")
+    sections = ("intervals", "thresholds", "downstream", "trigger", "decoy", "encoders")
+    sections += ("encoder_contents", "implant")
     return {
         "key": cell.key,
         **{name: getattr(cell, name) for name in flags},

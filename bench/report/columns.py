@@ -86,6 +86,14 @@ _ROW = (
 )
 
 _DERIVED = (
+    Column("tpr_calibrated_placebo", "number", _RATE, "tpr_calibrated on the twin, its threshold"),
+    Column("auroc_decoy_placebo", "number", _RATE, "decoy-stamped against clean, on the twin"),
+    Column(
+        "auroc_vs_decoy_excess",
+        "number",
+        "-1 to 0.5",
+        "auroc_vs_decoy above the same on the twin, or above 0.5 if that is higher",
+    ),
     Column("control", "flag", "", "true: the attack is a control; no gate, outside averages"),
     Column("transductive", "flag", "", "true: the defense looks at the test batch as a whole"),
     Column("reference", "flag", "", "true: the defense never calls the encoder; shown last"),

@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "auroc_delta": "AUROC minus placebo",
     "auroc_vs_decoy": "AUROC vs decoy",
+    "auroc_vs_decoy_excess": "AUROC vs decoy, beyond the twin's",
 }
 _DIFFERENCE_COLUMNS = (
     *("attack", "defense", "against", "status", "seeds", "value", "value_against"),
@@ -144,7 +145,7 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
         if cell.status == "skipped":
             continue
         block = values.setdefault((row["attack"], row["dataset"], row["encoder"]), {})
-        value = row[table.metric] if cell.status == "ok" else None
+        value = cell.metric(table.metric) if cell.status == "ok" else None
         part = (row["seed"], row["downstream"], row["target"])
         block.setdefault(row["defense"], {})[part] = value
     defenses = list(dict.fromkeys(cell.row["defense"] for cell in cells))

@@ -117,7 +117,7 @@ class DeclaredTable(Model):
     average: bool = False
     threshold_rule: Literal["clean-id", "own-auxiliary", "median-test"] | None = None
     threshold_fpr: float | None = Field(None, gt=0, lt=1)
-    metric: Literal["auroc", "auroc_delta", "auroc_vs_decoy"] = "auroc"
+    metric: Literal["auroc", "auroc_delta", "auroc_vs_decoy", "auroc_vs_decoy_excess"] = "auroc"
     against: str | None = None
 
     @field_validator("rows", "where", "profiles", mode="before")
@@ -163,6 +163,8 @@ class DeclaredTable(Model):
             _checked(self.best, (*self.metrics, *self.controls, *self.fixed), "metric of the table")
         if self.kind == "differences" and self.against is None:
             raise ValueError("against is missing: the defense to set the others against")
+        if self.kind == "differences" and self.metric == "auroc_vs_decoy_excess":
+            raise ValueError("cells keep no draws of auroc_vs_decoy_excess: take auroc_vs_decoy")
         if self.threshold_rule == "median-test" and self.threshold_fpr is not None:
             raise ValueError("the median rule has no nominal rate: leave threshold_fpr out")
         return self

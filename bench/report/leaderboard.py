@@ -254,7 +254,7 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
 
 def _row(cell: StoredCell) -> dict[str, Any]:
     flags = ("control", "transductive", "reference", "analysis", "reduced")
-    row = {**cell.row, **{name: getattr(cell, name) for name in flags}}
+    row = {**cell.row, **{name: getattr(cell, name) for name in flags}, **cell.derived}
     for metric in INTERVAL_METRICS:
         low, high = cell.intervals.get(metric) or (None, None)
         for end, value in (("low", low), ("high", high)):

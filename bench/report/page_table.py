@@ -25,9 +25,11 @@ _PARTS = {
     "decoy": ("auroc_decoy",),
     "vs decoy": ("auroc_vs_decoy", "auroc_vs_decoy_low", "auroc_vs_decoy_high"),
     "on twin": ("auroc_vs_decoy_placebo",),
+    "beyond twin": ("auroc_vs_decoy_excess",),
     "TPR@1%": ("tpr_at_1fpr",),
     "TPR@5%": ("tpr_at_5fpr",),
     "TPR/FPR cal.": ("tpr_calibrated", "fpr_calibrated"),
+    "TPR placebo": ("tpr_calibrated_placebo",),
     "CA/twin": ("clean_accuracy", "clean_accuracy_twin"),
     "ASR/twin": ("attack_success_rate", "attack_success_rate_twin"),
     "verdict/twin": ("encoder_verdict", "encoder_verdict_twin"),
@@ -58,10 +60,12 @@ _GROUPS = {
     "Controls": (
         *("auroc_placebo", "auroc_delta", "auroc_delta_low", "auroc_delta_high", "auroc_decoy"),
         *("auroc_vs_decoy", "auroc_vs_decoy_low", "auroc_vs_decoy_high"),
-        *("auroc_vs_decoy_placebo", "control", "decoy"),
+        *("auroc_vs_decoy_placebo", "auroc_vs_decoy_excess", "auroc_decoy_placebo"),
+        *("control", "decoy"),
     ),
     "Thresholds": (
         *("threshold_source", "tpr_calibrated", "fpr_calibrated", "fpr_target_class"),
+        "tpr_calibrated_placebo",
         *("tpr_median_rule", "fpr_median_rule"),
     ),
     "Attack and accuracy": (
@@ -81,6 +85,7 @@ _REST = "Provenance"
 _SCALES = {
     **dict.fromkeys(("auroc", "auroc_vs_decoy", "auroc_all", "aupr"), "heat"),
     **dict.fromkeys(("auroc_placebo", "auroc_decoy", "auroc_vs_decoy_placebo"), "grey"),
+    "auroc_decoy_placebo": "grey",
 }
 """Columns with a colour scale around 0.5; controls have theirs in grey."""
 

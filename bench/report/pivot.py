@@ -199,7 +199,7 @@ def _place(
 
 def _value(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:
     if metric not in RATES:
-        return cell.row[metric]
+        return cell.metric(metric)
     entry = cell.calibrated
     if table.threshold_rule is not None or table.threshold_fpr is not None:
         entry = cell.threshold(table.threshold_rule, table.threshold_fpr)

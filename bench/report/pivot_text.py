@@ -22,6 +22,8 @@ SHORT = {
     "auroc_decoy": "decoy",
     "auroc_vs_decoy": "vs decoy",
     "auroc_vs_decoy_placebo": "on twin",
+    "auroc_vs_decoy_excess": "beyond twin",
+    "tpr_calibrated_placebo": "TPR placebo",
     "aupr": "AUPR",
     "tpr": "TPR",
     "fpr": "FPR",

@@ -153,9 +153,11 @@ def readable_row(row: Row, context: list[str], repeated: bool) -> dict[str, str]
         "decoy": _rate(row["auroc_decoy"]),
         "vs decoy": _with_interval(row, "auroc_vs_decoy"),
         "on twin": _rate(row["auroc_vs_decoy_placebo"]),
+        "beyond twin": _rate(row["auroc_vs_decoy_excess"]),
         "TPR@1%": _rate(row["tpr_at_1fpr"]),
         "TPR@5%": _rate(row["tpr_at_5fpr"]),
         "TPR/FPR cal.": _pair(row["tpr_calibrated"], row["fpr_calibrated"]),
+        "TPR placebo": _rate(row["tpr_calibrated_placebo"]),
         "CA/twin": _pair(row["clean_accuracy"], row["clean_accuracy_twin"]),
         "ASR/twin": _pair(row["attack_success_rate"], row["attack_success_rate_twin"]),
         "verdict/twin": _verdicts(row["encoder_verdict"], row["encoder_verdict_twin"]),
@@ -180,7 +182,22 @@ def state_notes(results: Results) -> tuple[str, ...]:
             f"{results.unfinished} of {len(results.manifest.cells)} cells {are} not stored yet: "
             "the run goes on or was interrupted."
         )
-    return (*notes, *_shared_pretrainings(results.manifest))
+    return (*notes, *_other_encoders(results.cells), *_shared_pretrainings(results.manifest))
+
+
+def _other_encoders(cells: Iterable[StoredCell]) -> Iterable[str]:
+    """Keys under which cells speak of more than one encoder."""
+    contents: dict[str, set[str]] = {}
+    for cell in cells:
+        for role, key in cell.encoders.items():
+            if content := cell.encoder_contents.get(role):
+                contents.setdefault(key, set()).add(content)
+    several = sum(len(found) > 1 for found in contents.values())
+    if several:
+        yield (
+            f"Of {several} encoder{'s' if several > 1 else ''} there are several versions, trained "
+            "on machines that round otherwise: rows about them do not speak of one encoder."
+        )
 
 
 def _shared_pretrainings(manifest: Manifest) -> Iterable[str]:
@@ -231,9 +248,10 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
         "what only a detector of the backdoor itself can win. On twin: the same without the "
         "backdoor; 0.5 where the decoy is as conspicuous as the trigger, below it where it is more "
-        "so and vs decoy is hard to win.",
-        f"TPR/FPR cal.: {threshold_note(results.cells)} TPR@1% and TPR@5% are read off the ROC "
-        "curve.",
+        "so and vs decoy is hard to win. Beyond twin: vs decoy minus that, or minus 0.5 where that "
+        "is lower.",
+        f"TPR/FPR cal.: {threshold_note(results.cells)} TPR placebo: the same on the clean twin, "
+        "at the threshold of its own clean images. TPR@1% and TPR@5% are read off the ROC curve.",
         "Validity gate (not for controls): ASR >= 0.8, at least 0.5 above the twin's, clean "
         "accuracy within 0.05 of the twin's. 0.3 <= ASR < 0.8 is attack-weak, below that "
         "attack-invalid; both stay outside averages.",

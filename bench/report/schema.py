@@ -31,6 +31,7 @@ from bench.report.columns import (
 )
 from bench.report.declared import DeclaredTable, Tables
 from bench.report.document import CellDocument
+from bench.report.twin import excess, twin_figures
 from bench.store import MANIFEST, damage
 
 __all__ = [
@@ -123,6 +124,8 @@ class StoredCell:
         ``rule`` and ``nominal_fpr`` of the threshold behind the row's calibrated rates.
     encoders
         ``victim`` and ``twin`` -> the key of the encoder; empty in cells of earlier versions.
+    encoder_contents
+        The same -> SHA-256 of its files; empty in cells of earlier versions.
     path
         The cell's folder.
     """
@@ -140,6 +143,7 @@ class StoredCell:
     provenance: dict[str, Any] = field(default_factory=dict)
     trigger: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, str] = field(default_factory=dict)
+    encoder_contents: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     implant: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
@@ -211,6 +215,15 @@ class StoredCell:
         if not len(frame) or not pd.api.types.is_numeric_dtype(frame["score"]):
             raise ReportError(f"{path}: damaged, it has no scores that are numbers")
         return frame
+
+    @cached_property
+    def derived(self) -> dict[str, float | None]:
+        """Metrics that follow from what is stored, in no row (:mod:`bench.report.twin`)."""
+        return {**twin_figures(self), "auroc_vs_decoy_excess": excess(self.row)}
+
+    def metric(self, name: str) -> float | None:
+        """A number of the row, or one that follows from what is stored."""
+        return self.row[name] if name in self.row else self.derived[name]
 
     def draws(self) -> dict[str, np.ndarray]:
         """``auroc`` and, where there are any, ``auroc_placebo`` and ``auroc_vs_decoy`` in every
@@ -399,7 +412,8 @@ def _load_cell(path: Path) -> StoredCell:
     if wrong is not None:
         raise ReportError(f"{path.parent}: damaged, {wrong}")
     flags = ("control", "transductive", "reference", "analysis", "reduced")
-    sections = ("config", "thresholds", "downstream", "intervals", "encoders", "implant")
+    sections = ("config", "thresholds", "downstream", "intervals", "implant")
+    sections += ("encoders", "encoder_contents")
     return StoredCell(
         key=found.key,
         row=row,

@@ -124,12 +124,16 @@ def _prepare(
         name=owned.name,
     )
     embeddings = AuxiliaryEmbeddings(stage, workspace, auxiliary)
-    encoder = DefenderEncoder(workspace.encoder(stage.inputs["encoder"]), defense.requires)
+    encoder = DefenderEncoder(
+        workspace.encoder(stage.inputs["encoder"]),
+        defense.requires,
+        equal_length=spec.get("embeddings") == "equal-length",
+    )
     view = DefenderView(
         encoder=encoder,
         auxiliary=auxiliary,
         # A function: the object behind it would lead a defense to the whole workspace.
-        embed_auxiliary=lambda: embeddings(),
+        embed_auxiliary=lambda: encoder.shown(embeddings()),
         suspicious=_suspicious(stage, workspace) if "suspicious" in spec else None,
         base=_base(stage, workspace, labelled) if "base" in spec else None,
         trigger_support=(
@@ -233,7 +237,8 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         "owned" if _poisoned(stage.inputs["fit"]) else "clean",
     )
     write_scores(folder / "scores.parquet", frame)
-    write_json(folder / "score.json", encoder_verdict(fitted.defense))
+    of_encoder = {"encoder_content": workspace.content(encoder_stage)}
+    write_json(folder / "score.json", encoder_verdict(fitted.defense) | of_encoder)
     _figures(stage, workspace, fitted, folder)
     return {
         "score_ms_per_image": 1000 * (elapsed + charged) / len(scores),

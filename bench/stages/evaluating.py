@@ -12,6 +12,7 @@ import pandas as pd
 
 from bench.evaluation.bootstrap import Sample
 from bench.evaluation.comparisons import CellScores
+from bench.evaluation.detection import SPLIT_OF_RULE
 from bench.evaluation.measurement import Measurement, downstream_row, measure
 from bench.graph import Stage
 from bench.stages.picturing import PICTURES
@@ -23,7 +24,6 @@ SCHEMA = 1
 DRAWS = "draws.npz"
 STORED_DRAWS = ("auroc", "auroc_placebo", "auroc_vs_decoy")
 """Kept draw by draw: differences between defenses are paired in them."""
-_SPLIT_OF_RULE = {"clean-id": "calibration", "own-auxiliary": "auxiliary"}
 _CONTROLS = (
     ("placebo_clean", "twin", "clean"),
     ("placebo_triggered", "twin", "triggered"),
@@ -80,6 +80,10 @@ def _document(stage: Stage, workspace: Workspace, measured: Measurement) -> dict
         },
         "implant": about["implant"],
         "encoders": {role: _encoder_key(stage, role) for role in roles(stage)},
+        "encoder_contents": {
+            role: workspace.json(stage.inputs[role], "score.json").get("encoder_content", "")
+            for role in roles(stage)
+        },
         "calibrated": {name: measured.chosen[name] for name in ("rule", "nominal_fpr")},
         "thresholds": finite(measured.thresholds),
         "downstream": finite([*measured.downstream, *_audited(about)]),
@@ -177,7 +181,7 @@ def _calibration(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     victim = frame[frame["encoder"] == "victim"]
     return {
         rule: victim.loc[victim["split"] == split, "score"].to_numpy(np.float64)
-        for rule, split in _SPLIT_OF_RULE.items()
+        for rule, split in SPLIT_OF_RULE.items()
     }
 
 

@@ -12,12 +12,11 @@ from bench.contract import check, failed
 from bench.errors import InputError
 
 QUICK = ConfigFile(Path(__file__).resolve().parents[2] / "bench.yaml").config.profiles["quick"]
-SMALL = {**QUICK.overrides, "dede-equal-length": QUICK.overrides["dede"]}
 
 
 @pytest.mark.parametrize("name", registry.entries("defenses"))
 def test_built_in_defense_keeps_its_contract(world, name):
-    findings = list(check("defense", name, world, SMALL.get(name)))
+    findings = list(check("defense", name, world, QUICK.overrides.get(name)))
     assert not failed(findings), "\n".join(finding.line() for finding in findings)
 
 

@@ -23,6 +23,7 @@ def test_a_defense_sees_images_in_embeddings_out_and_nothing_else(encoder):
         "image_size",
         "layers",
         "remember",
+        "shown",
         "text",
     }
     assert "narrow" not in repr(view)
@@ -32,6 +33,22 @@ def test_a_defense_sees_images_in_embeddings_out_and_nothing_else(encoder):
 
 def test_embed_is_that_of_the_encoder(encoder, images):
     assert torch.equal(DefenderEncoder(encoder).embed(images), encoder.embed(images))
+
+
+def test_embeddings_can_be_shown_at_one_length(encoder, images):
+    view = DefenderEncoder(encoder, frozenset({"gradients"}), equal_length=True)
+    plain = encoder.embed(images)
+    expected = plain / plain.norm(dim=1, keepdim=True) * encoder.embedding_dim**0.5
+    for seen in (
+        view.embed(images),
+        view.forward(images),
+        view.forward_normalised(view.normalise(images)),
+        view.shown(plain),
+    ):
+        torch.testing.assert_close(seen, expected)
+    view.remember(images, 3 * plain)
+    torch.testing.assert_close(view.embed(images), expected)
+    assert view.hits == len(images)
 
 
 def test_undeclared_gradients_are_refused_in_a_sentence(encoder, images):

@@ -8,7 +8,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from bench.api import DefenderView, Defense, Field
+from bench.api import DefenderView, Defense, Encoder, Field
 
 FITS: list[str] = []
 """Names of the defenses that were fitted."""
@@ -33,6 +33,27 @@ class KeepsAuxiliary(Defense):
 
     def load_state(self, state: dict[str, Tensor], view: DefenderView) -> None:
         self._images = state["images"]
+
+
+class KeepsEmbeddings(KeepsAuxiliary):
+    """Keeps what it is told of the auxiliary images, and of those that it scores."""
+
+    _encoder: Encoder = PrivateAttr()
+
+    def fit(self, view: DefenderView) -> None:
+        self._images, self._encoder = view.embed_auxiliary(), view.encoder
+
+    def score(self, images: Tensor) -> Tensor:
+        return self._encoder.embed(images).norm(dim=1)
+
+    def load_state(self, state: dict[str, Tensor], view: DefenderView) -> None:
+        self._images, self._encoder = state["images"], view.encoder
+
+
+class WantsNetwork(KeepsAuxiliary):
+    """Takes the network itself."""
+
+    requires = frozenset({"network"})
 
 
 class KeepsBase(KeepsAuxiliary):

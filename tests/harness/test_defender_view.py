@@ -28,6 +28,7 @@ def run(tiny, warm_session_of, plug_in):
 
     def go(*entries, attacks=("badencoder",), **change):
         names = {"keeps_auxiliary": "KeepsAuxiliary", "keeps_base": "KeepsBase", "scaled": "Scaled"}
+        names |= {"keeps_embeddings": "KeepsEmbeddings", "wants_network": "WantsNetwork"}
         names |= {"wants_labels": "WantsLabels", "tells_support": "TellsSupport"}
         names |= {"verdict": "Verdict", "reference": "Reference"}
         plug_in("defenses", **{name: f"seeing_defenses:{of}" for name, of in names.items()})
@@ -43,6 +44,25 @@ def run(tiny, warm_session_of, plug_in):
 def kept(session, role="victim", name="images"):
     fit = session.cells[0].stage.inputs[role].inputs["fit"]
     return session.workspace().tensors(fit, "state.safetensors")[name]
+
+
+def test_embeddings_have_one_length_in_fit_and_score_and_the_row_says_so(run):
+    told, lengths = {}, {}
+    for said in (None, True):
+        entry = {"defense": "keeps-embeddings"} | ({"equal_length": True} if said else {})
+        session = run(entry)
+        [cell] = load_results(session.results).cells
+        assert cell.config["defense"].get("equal_length") is said
+        told[said], lengths[said] = kept(session), cell.scores()["score"].to_numpy()
+    plain, length = told[None], told[None].shape[1] ** 0.5
+    torch.testing.assert_close(told[True], plain / plain.norm(dim=1, keepdim=True) * length)
+    assert lengths[None].std() > 0.01
+    assert lengths[True] == pytest.approx(length)
+
+
+def test_one_length_is_refused_where_the_network_itself_is_taken(run):
+    with pytest.raises(InputError, match="equal_length: wants-network takes the network itself"):
+        run({"defense": "wants-network", "equal_length": True})
 
 
 def test_poisoned_auxiliary_holds_its_rate_of_triggered_images_and_so_does_the_placebos(run):

@@ -76,6 +76,11 @@ def changes() -> Iterator[tuple[str, Any, set[str]]]:
     """(what is changed, how, the kinds of stage whose keys may change)."""
     end = {"score", "evaluate"}
     yield (
+        "the length of the embeddings it is shown",
+        lambda c: c["matrix"]["defenses"][0].update(equal_length=True),
+        {"fit", *end},
+    )
+    yield (
         "a defense's parameter",
         lambda c: overrides(c)["dede"].update(epochs=2),
         {"fit", *end},

@@ -21,7 +21,7 @@ from bench.cells import CellStore
 from bench.configfile import ConfigFile
 from bench.planning import describe_plan
 from bench.report.rendering import render
-from bench.report.schema import LEADERBOARD_COLUMNS, ReportError
+from bench.report.schema import LEADERBOARD_COLUMNS, ReportError, load_results
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
 from bench.stages.detecting import Scorer, evaluation_images, restore
@@ -57,6 +57,19 @@ def test_row_of_the_control_is_its_own_placebo_and_that_of_the_attack(tiny_run):
         # The same twin, the same trigger, the same fit: common random numbers.
         assert attacked["auroc_placebo"] == control["auroc"]
         assert attacked["clean_accuracy_twin"] == control["clean_accuracy"]
+
+
+def test_cells_say_which_weights_they_speak_of(tiny_run):
+    cells = load_results(tiny_run.results).cells
+    contents = {
+        (cell.row["attack"], *pair) for cell in cells for pair in cell.encoder_contents.items()
+    }
+    clean = {content for attack, role, content in contents if (attack, role) == ("none", "victim")}
+    assert len(clean) == 1
+    assert {content for _, role, content in contents if role == "twin"} == clean
+    [victim] = {c for attack, role, c in contents if (attack, role) == ("badencoder", "victim")}
+    assert len(victim) == 64
+    assert victim not in clean
 
 
 def test_results_folder_holds_tables_plots_and_manifest(tiny_run):

@@ -24,6 +24,7 @@ def test_columns_follow_the_design_and_each_is_described():
     assert LEADERBOARD_COLUMNS[after:] == (
         "probe",
         "decoy",
+        *("tpr_calibrated_placebo", "auroc_decoy_placebo", "auroc_vs_decoy_excess"),
         "control",
         "transductive",
         "reference",
@@ -194,6 +195,19 @@ def test_seeds_that_share_a_pretraining_are_said_to_and_are_no_independent_draws
     mine = cells[(cells["attack"] == "drupe") & (cells["defense"] == "dede")]
     assert row["auroc_low"] == mine["auroc_low"].min()
     assert row["auroc_high"] == mine["auroc_high"].max()
+
+
+@pytest.mark.parametrize(("second", "said"), [("b1", True), ("a0", False)])
+def test_one_key_for_encoders_of_other_weights_is_told(tmp_path, second, said):
+    encoders = {"victim": "v", "twin": "t"}
+    contents = [{"victim": "a0", "twin": "c0"}, {"victim": second, "twin": "c0"}]
+    keys = [
+        write_cell(tmp_path, "x", defense, encoders=encoders, encoder_contents=content)
+        for defense, content in zip(("d", "e"), contents, strict=True)
+    ]
+    write_manifest(tmp_path, ["x"], ["d", "e"], keys)
+    note = "Of 1 encoder there are several versions"
+    assert (note in export(tmp_path, "markdown")) == said
 
 
 def test_t_interval_matches_the_textbook():

@@ -1,0 +1,54 @@
+"""What a cell's scores on the clean twin say beyond its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.evaluation.detection import SPLIT_OF_RULE, auroc, calibrated_threshold
+
+if TYPE_CHECKING:
+    from bench.report.schema import StoredCell
+
+__all__ = ["excess", "twin_figures"]
+
+
+def twin_figures(cell: StoredCell) -> dict[str, float | None]:
+    """Two columns of the leaderboard; None where the cell has no twin, no decoy or no scores.
+
+    ``tpr_calibrated_placebo``: triggered non-target images above the threshold that the row's rule
+    chooses on the *twin's* clean images at the same nominal rate, what ``tpr_calibrated`` would be
+    without a backdoor. ``auroc_decoy_placebo``: decoy-stamped against clean on the twin.
+
+    Raises
+    ------
+    ReportError
+        When ``scores.parquet`` is damaged.
+    """
+    found: dict[str, float | None]
+    found = {"tpr_calibrated_placebo": None, "auroc_decoy_placebo": None}
+    chosen = cell.calibrated
+    if not cell.measured or chosen is None or not (cell.path / "scores.parquet").is_file():
+        return found
+    frame = cell.scores()
+    frame = frame[(frame["encoder"] == "twin").to_numpy()]
+    split, condition = frame["split"].to_numpy(), frame["condition"].to_numpy()
+    score, test = frame["score"].to_numpy(), split == "test"
+    other = test & (frame["label"].to_numpy() != cell.row["target"])
+    triggered = score[other & (condition == "triggered")]
+    decoy = score[other & (condition == "decoy")]
+    calibration = score[split == SPLIT_OF_RULE.get(chosen["rule"], "")]
+    if len(triggered) and len(calibration) and chosen["nominal_fpr"] is not None:
+        threshold = calibrated_threshold(calibration, chosen["nominal_fpr"])
+        found["tpr_calibrated_placebo"] = float(np.mean(triggered > threshold))
+    if len(decoy):
+        found["auroc_decoy_placebo"] = auroc(score[test & (condition == "clean")], decoy)
+    return found
+
+
+def excess(row: dict[str, Any]) -> float | None:
+    """``auroc_vs_decoy`` above what the twin has without a backdoor, or above chance where that is
+    higher: a decoy that is odder than the trigger earns nothing."""
+    victim, twin = row["auroc_vs_decoy"], row["auroc_vs_decoy_placebo"]
+    return None if victim is None or twin is None else victim - max(twin, 0.5)
