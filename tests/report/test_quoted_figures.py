@@ -37,7 +37,7 @@ RESULTS = REPOSITORY / "results" / "cifar10-small"
 PAGES = {
     "README.md": ("## What it looks like", "### Reading a run"),
     "docs/findings.md": ("# What the first leaderboard says", None),
-    "docs/small-scale.md": ("# Attacks at a small scale", "## CTRL"),
+    "docs/small-scale.md": ("# Attacks at a small scale", "## Published settings"),
 }
 COMMENT = re.compile(r"<!-- figures\n(.*?)\n-->", re.DOTALL)
 FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)? %|(?<![\w.])\d+\.\d+(?!\w|\.\d)")
