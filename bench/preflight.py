@@ -247,14 +247,22 @@ def _columns(session: Session, entry: DefenseEntry) -> list[Column]:
 
 
 def _check_equal_lengths(session: Session) -> None:
-    """Refuse one length of embeddings where a defense takes the network itself."""
+    """Refuse one length of embeddings where it would not reach the defense, or mislead it."""
     for position, entry in enumerate(session.matrix.defenses):
         if not (entry.equal_length and entry in session.defenses):
             continue
-        if any("network" in column.defender.requires for column in _columns(session, entry)):
+        for column in _columns(session, entry):
+            if "network" in column.defender.requires:
+                why = "takes the network itself, whose embeddings stay as they are"
+            elif column.defender.reference:
+                why = "never calls the encoder"
+            elif column.defender.describe()["parameters"].get("checkpoint") is not None:
+                why = "was trained elsewhere, on embeddings as they are (its checkpoint)"
+            else:
+                continue
             raise session.file.yaml.error(
                 (*session.matrix_location, "defenses", position, "equal_length"),
-                f"{entry.label} takes the network itself, whose embeddings stay as they are",
+                f"{entry.label} {why}",
             )
 
 

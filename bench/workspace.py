@@ -22,7 +22,7 @@ from bench.encoders.encoder import Encoder
 from bench.graph import Environment, Stage, topological
 from bench.limits import read_json
 from bench.provenance import hardware, library_versions
-from bench.store import COST, MANIFEST, Store, file_digest
+from bench.store import COST, MANIFEST, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,10 +116,10 @@ class Workspace:
         """Where the finished artifact of ``stage`` lies."""
         return self.store.folder(stage.kind, stage.key)
 
-    def content(self, stage: Stage) -> str:
-        """SHA-256 over the files of the finished artifact of ``stage``: what its key promises to
-        be the same everywhere, and other processors may round otherwise."""
-        return file_digest(self.folder(stage) / MANIFEST)
+    def weights(self, stage: Stage) -> str:
+        """SHA-256 of the weights of an encoder: one key promises one, but other processors round
+        otherwise, and a training repeated there ends elsewhere."""
+        return self.json(stage, MANIFEST)["files"]["encoder.safetensors"]
 
     def file(self, digest: str) -> Path:
         """Where the file of that content lies."""

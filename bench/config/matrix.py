@@ -140,7 +140,9 @@ def _expand(item: Any, kind: str) -> Any:
         return {kind: item, "label": item}
     if isinstance(item, Mapping) and "label" not in item and kind in item:
         backend = item.get("backend", "native")
-        return {**item, "label": item[kind] if backend == "native" else f"{item[kind]}-{backend}"}
+        label = item[kind] if backend == "native" else f"{item[kind]}-{backend}"
+        # Not the name alone: no column of a row tells the two apart.
+        return {**item, "label": f"{label}-equal-length" if item.get("equal_length") else label}
     if isinstance(item, Mapping) and "label" not in item and isinstance(item.get("from"), str):
         return {**item, "label": PurePath(item["from"]).stem[:64]}
     return item

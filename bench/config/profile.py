@@ -156,6 +156,19 @@ class Profile(Model):
     """Attack -> how many settings of it were tried at this scale before the overrides that stand
     there; 1 where nothing is said. Stored with every row."""
 
+    @field_validator("pretraining_seed", mode="before")
+    @classmethod
+    def _seeds_of_pretrainings(cls, value: Any) -> Any:
+        numbers = [*value, *value.values()] if isinstance(value, Mapping) else [value]
+        if value is not None and any(
+            type(n) is not int or not 0 <= n <= MOST_SEED for n in numbers
+        ):
+            raise ValueError(
+                "a seed for all (0 or more), or which seeds have the pretraining of which: "
+                f"{{1: 0}}; got {value!r}"
+            )
+        return value
+
     @field_validator("seeds", "downstreams")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:

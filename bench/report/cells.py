@@ -37,7 +37,7 @@ def cells_json(results: Results) -> str:
 def _cell(cell: StoredCell) -> dict[str, Any]:
     flags = ("control", "transductive", "reference", "analysis", "reduced")
     sections = ("intervals", "thresholds", "downstream", "trigger", "decoy", "encoders")
-    sections += ("encoder_contents", "implant")
+    sections += ("encoder_weights", "implant")
     return {
         "key": cell.key,
         **{name: getattr(cell, name) for name in flags},

@@ -180,6 +180,11 @@ def _interval(cell: StoredCell, metric: str) -> list[float] | None:
 def _causes(before: StoredCell, after: StoredCell) -> tuple[str, ...]:
     """What differs in two cells besides their numbers, most telling first."""
     if before.key == after.key:
+        if before.encoder_weights != after.encoder_weights:
+            return (
+                "the encoder's weights: trained twice under one key, on machines that round"
+                " otherwise",
+            )
         return ("the same key: nothing that the key covers differs, yet the numbers do",)
     causes = list(_changed(before.config, after.config))
     stages = [cell.provenance.get("stages", ()) for cell in (before, after)]

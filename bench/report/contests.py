@@ -20,6 +20,7 @@ from bench.report.leaderboard import (
 )
 from bench.report.presentation import ABSENT, decimals, state_notes
 from bench.report.schema import Results, StoredCell
+from bench.report.twin import gathered
 
 __all__ = [
     "METRIC_NAMES",
@@ -139,13 +140,13 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
         and not (cell.control or cell.reference or cell.analysis or cell.reduced)
     ]
     references = {cell.row["defense"] for cell in results.cells if cell.reference}
-    values: dict[tuple[str, ...], dict[str, dict[Any, float | None]]] = {}
+    values: dict[tuple[str, ...], dict[str, dict[Any, StoredCell | None]]] = {}
     for cell in cells:
         row = cell.row
         if cell.status == "skipped":
             continue
         block = values.setdefault((row["attack"], row["dataset"], row["encoder"]), {})
-        value = cell.metric(table.metric) if cell.status == "ok" else None
+        value = cell if cell.status == "ok" else None
         part = (row["seed"], row["downstream"], row["target"])
         block.setdefault(row["defense"], {})[part] = value
     defenses = list(dict.fromkeys(cell.row["defense"] for cell in cells))
@@ -154,9 +155,11 @@ def ranking(table: DeclaredTable, results: Results) -> tuple[pd.DataFrame, Ranki
     for block, found in values.items():
         sets = {part[1:] for parts in found.values() for part in parts}
         wanted = [(seed, *rest) for seed in seeds for rest in sets]
-        means[block] = {
-            d: strict_mean([found.get(d, {}).get(part) for part in wanted]) for d in defenses
-        }
+        means[block] = {}
+        for defense in defenses:
+            there = [found.get(defense, {}).get(part) for part in wanted]
+            whole = None not in there
+            means[block][defense] = gathered(there, table.metric, strict_mean) if whole else None
     valid = [
         block
         for block, found in values.items()

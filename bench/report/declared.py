@@ -165,6 +165,10 @@ class DeclaredTable(Model):
             raise ValueError("against is missing: the defense to set the others against")
         if self.kind == "differences" and self.metric == "auroc_vs_decoy_excess":
             raise ValueError("cells keep no draws of auroc_vs_decoy_excess: take auroc_vs_decoy")
+        if {self.threshold_rule, self.threshold_fpr} != {None} and (
+            "tpr_calibrated_placebo" in (*self.metrics, *self.controls)
+        ):
+            raise ValueError("tpr_calibrated_placebo is at the protocol's threshold, not a table's")
         if self.threshold_rule == "median-test" and self.threshold_fpr is not None:
             raise ValueError("the median rule has no nominal rate: leave threshold_fpr out")
         return self

@@ -53,7 +53,7 @@ class CellDocument(_Open):
     decoy: _Decoy = _Decoy()
     trigger: dict[str, Any] | None = None
     encoders: dict[str, str] = {}
-    encoder_contents: dict[str, str] = {}
+    encoder_weights: dict[str, str] = {}
     implant: dict[str, Scalar] = {}
     calibrated: dict[str, Scalar] = {}
     provenance: _Provenance = _Provenance()

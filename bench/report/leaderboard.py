@@ -12,6 +12,7 @@ import pandas as pd
 from bench.evaluation.statistics import FEWEST_SEEDS, seed_interval
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, MEASURED, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
+from bench.report.twin import excess
 
 __all__ = [
     "attack_columns",
@@ -94,9 +95,10 @@ def over_seeds(results: Results) -> pd.DataFrame:
     """The leaderboard with seeds averaged: one row per cell identity, seed aside, and status.
 
     Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
-    :data:`INTERVAL_METRICS`: a 95 % t interval over three or more seeds that share neither an
-    encoder nor a pretraining; otherwise their stored test-sampling intervals put together, from
-    the lowest end to the highest. A mean is given only where every seed has a value.
+    :data:`INTERVAL_METRICS`: a 95 % t interval over three or more seeds of which no two share an
+    encoder, a pretraining or an import; otherwise their stored test-sampling intervals put
+    together, from the lowest end to the highest. A mean is given only where every seed has a
+    value.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in map(_row, results.cells):
@@ -260,8 +262,7 @@ def _row(cell: StoredCell) -> dict[str, Any]:
         for end, value in (("low", low), ("high", high)):
             if row.get(f"{metric}_{end}") is None:
                 row[f"{metric}_{end}"] = value
-    # Cells of earlier versions do not name their encoders: each is then its own.
-    row["encoders"] = tuple(cell.encoders.get(role, cell.key) for role in ("victim", "twin"))
+    row["origins"] = cell.origins
     return row
 
 
@@ -274,8 +275,10 @@ def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
     numbers = [name for name, column in COLUMNS.items() if column.kind == "number"]
     for name in numbers:
         mean[name] = strict_mean([row[name] for row in rows])
+    mean["auroc_vs_decoy_excess"] = excess(mean)
+    independent = _independent(rows, manifest)
     for metric in INTERVAL_METRICS:
-        ends = _interval_over_seeds(rows, metric, manifest)
+        ends = _interval_over_seeds(rows, metric, independent)
         mean[f"{metric}_low"], mean[f"{metric}_high"] = ends
     for name in ("encoder_verdict", "encoder_verdict_twin"):
         mean[name] = _verdicts([row[name] for row in rows])
@@ -283,14 +286,18 @@ def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
     return mean
 
 
+def _independent(rows: list[dict[str, Any]], manifest: Manifest) -> bool:
+    """Whether no two seeds share anything that was trained or imported."""
+    pretrainings = {manifest.pretrained_with(row["seed"]) for row in rows}
+    origins = [row["origins"] for row in rows]
+    return len(pretrainings) == len(rows) and len(set().union(*origins)) == sum(map(len, origins))
+
+
 def _interval_over_seeds(
-    rows: list[dict[str, Any]], metric: str, manifest: Manifest
+    rows: list[dict[str, Any]], metric: str, independent: bool
 ) -> tuple[float | None, float | None]:
     """See :func:`over_seeds`."""
-    both = metric == "auroc_delta"
-    encoders = {row["encoders"] if both else row["encoders"][0] for row in rows}
-    pretrainings = {manifest.pretrained_with(row["seed"]) for row in rows}
-    if not FEWEST_SEEDS <= len(rows) == len(encoders) == len(pretrainings):
+    if len(rows) < FEWEST_SEEDS or not independent:
         ends = [(row[f"{metric}_low"], row[f"{metric}_high"]) for row in rows]
         known = all(None not in pair for pair in ends)
         lows, highs = zip(*ends, strict=True)

@@ -43,8 +43,8 @@ _TITLES = {"decoy": "decoy used"}
 
 _MEANINGS = {
     "n_seeds": "seeds averaged in this row",
-    "auroc_vs_decoy_low": "lower end of the test-sampling interval of auroc_vs_decoy",
-    "auroc_vs_decoy_high": "upper end of the test-sampling interval of auroc_vs_decoy",
+    "auroc_vs_decoy_low": "lower end of the interval of auroc_vs_decoy",
+    "auroc_vs_decoy_high": "upper end of the interval of auroc_vs_decoy",
 }
 
 _GROUPS = {
@@ -198,7 +198,7 @@ def _column_payload(column: dict[str, Any], names: list[str], texts: Texts) -> d
         unit = f" ({known.unit})" if known and known.unit else ""
         meanings.append(f"{name}: {known.meaning if known else _MEANINGS[name]}{unit}")
     if column["interval"]:
-        meanings.append("Brackets: its 95 % interval, see the notes.")
+        meanings.append("Brackets: its interval, see the notes.")
     return {
         **{name: column[name] for name in ("shown", "group", "scale", "numeric", "interval")},
         "title": texts.number(column["title"]),

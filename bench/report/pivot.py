@@ -13,6 +13,7 @@ from bench.report.declared import RATES, DeclaredTable
 from bench.report.leaderboard import CONTEXT, strict_mean, worst_status
 from bench.report.presentation import ABSENT, MARKS
 from bench.report.schema import Results, StoredCell
+from bench.report.twin import gathered
 
 __all__ = ["NOT_RUN", "Pivot", "Place", "fixed_value", "pivot", "pivot_frame"]
 
@@ -190,16 +191,19 @@ def _place(
     gather: Callable[[list[float | None]], float | None] = (
         _strict_median if table.aggregate == "median" else strict_mean
     )
-    values = {m: gather([_value(cell, m, table) for cell in measured]) for m in metrics}
+    values = {
+        m: gather([_rate(cell, m, table) for cell in measured])
+        if m in RATES
+        else gathered(measured, m, gather)
+        for m in metrics
+    }
     if table.aggregate is not None:
         return Place(values, "ok", 1, 1, all(c.reference or c.reduced for c in cells))
     status = worst_status(cell.status for cell in measured)
     return Place(values, status, len(measured), expected, apart)
 
 
-def _value(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:
-    if metric not in RATES:
-        return cell.metric(metric)
+def _rate(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:
     entry = cell.calibrated
     if table.threshold_rule is not None or table.threshold_fpr is not None:
         entry = cell.threshold(table.threshold_rule, table.threshold_fpr)

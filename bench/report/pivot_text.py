@@ -23,6 +23,7 @@ SHORT = {
     "auroc_vs_decoy": "vs decoy",
     "auroc_vs_decoy_placebo": "on twin",
     "auroc_vs_decoy_excess": "beyond twin",
+    "auroc_decoy_placebo": "decoy on twin",
     "tpr_calibrated_placebo": "TPR placebo",
     "aupr": "AUPR",
     "tpr": "TPR",
@@ -222,7 +223,8 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
     if table.caption:
         yield table.caption
     shown = {*table.metrics, *table.controls, *table.fixed}
-    if shown & {*RATES, "tpr_calibrated", "fpr_calibrated", "ca_filtered", "asr_filtered"}:
+    calibrated = ("tpr_calibrated", "tpr_calibrated_placebo", "fpr_calibrated")
+    if shown & {*RATES, *calibrated, "ca_filtered", "asr_filtered"}:
         cells = [cell for cell in results.cells if table.wants(cell.row)]
         yield threshold_note(cells, table.threshold_rule, table.threshold_fpr)
     elif shown & {"auroc", "auroc_delta", "auroc_placebo", "auroc_vs_decoy"}:

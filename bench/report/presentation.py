@@ -190,7 +190,7 @@ def _other_encoders(cells: Iterable[StoredCell]) -> Iterable[str]:
     contents: dict[str, set[str]] = {}
     for cell in cells:
         for role, key in cell.encoders.items():
-            if content := cell.encoder_contents.get(role):
+            if content := cell.encoder_weights.get(role):
                 contents.setdefault(key, set()).add(content)
     several = sum(len(found) > 1 for found in contents.values())
     if several:
@@ -248,8 +248,8 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "backdoor, against clean ones (0.5 is ideal). Vs decoy: triggered against decoy-stamped, "
         "what only a detector of the backdoor itself can win. On twin: the same without the "
         "backdoor; 0.5 where the decoy is as conspicuous as the trigger, below it where it is more "
-        "so and vs decoy is hard to win. Beyond twin: vs decoy minus that, or minus 0.5 where that "
-        "is lower.",
+        "so and vs decoy is hard to win. Beyond twin: vs decoy minus that, each counted as 0.5 "
+        "where it is lower.",
         f"TPR/FPR cal.: {threshold_note(results.cells)} TPR placebo: the same on the clean twin, "
         "at the threshold of its own clean images. TPR@1% and TPR@5% are read off the ROC curve.",
         "Validity gate (not for controls): ASR >= 0.8, at least 0.5 above the twin's, clean "
@@ -257,9 +257,9 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         "attack-invalid; both stay outside averages.",
         "Brackets: "
         + (
-            "n seeds are averaged; a 95 % t interval over three or more seeds, each with a "
-            "pretraining and encoders of its own, otherwise from the lowest to the highest end of "
-            "their test-sampling intervals, which speak of test images alone."
+            "n seeds are averaged; a 95 % t interval over three or more seeds of which no two "
+            "share an encoder or a pretraining, otherwise from the lowest to the highest end of "
+            "their test-sampling intervals: a range, and no interval of the mean."
             if repeated
             else "test-sampling interval, a bootstrap over source images."
         ),

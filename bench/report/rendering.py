@@ -16,7 +16,7 @@ from bench.store import MANIFEST
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"
@@ -126,6 +126,7 @@ def _digest(results_dir: Path, manifest: Manifest) -> str:
         "attacks": manifest.attacks,
         "defenses": manifest.defenses,
         "seeds": manifest.seeds,
+        "pretraining": [manifest.pretrained_with(seed) for seed in manifest.seeds],
         "smoke": manifest.smoke,
         "tables": manifest.tables,
         "cells": cells,

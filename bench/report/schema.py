@@ -124,8 +124,8 @@ class StoredCell:
         ``rule`` and ``nominal_fpr`` of the threshold behind the row's calibrated rates.
     encoders
         ``victim`` and ``twin`` -> the key of the encoder; empty in cells of earlier versions.
-    encoder_contents
-        The same -> SHA-256 of its files; empty in cells of earlier versions.
+    encoder_weights
+        The same -> SHA-256 of its weights; empty in cells of earlier versions.
     path
         The cell's folder.
     """
@@ -143,7 +143,7 @@ class StoredCell:
     provenance: dict[str, Any] = field(default_factory=dict)
     trigger: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, str] = field(default_factory=dict)
-    encoder_contents: dict[str, str] = field(default_factory=dict)
+    encoder_weights: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     implant: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
@@ -216,14 +216,21 @@ class StoredCell:
             raise ReportError(f"{path}: damaged, it has no scores that are numbers")
         return frame
 
+    @property
+    def origins(self) -> frozenset[str]:
+        """Keys of all that was trained or imported on the way to victim and twin. Cells of earlier
+        versions name no encoders: the cell then stands for its own."""
+        made = {
+            stage["key"]
+            for stage in self.provenance.get("stages", ())
+            if stage["kind"] in ("pretrain", "implant", "import")
+        }
+        return frozenset(made | set(self.encoders.values())) or frozenset({self.key})
+
     @cached_property
     def derived(self) -> dict[str, float | None]:
         """Metrics that follow from what is stored, in no row (:mod:`bench.report.twin`)."""
         return {**twin_figures(self), "auroc_vs_decoy_excess": excess(self.row)}
-
-    def metric(self, name: str) -> float | None:
-        """A number of the row, or one that follows from what is stored."""
-        return self.row[name] if name in self.row else self.derived[name]
 
     def draws(self) -> dict[str, np.ndarray]:
         """``auroc`` and, where there are any, ``auroc_placebo`` and ``auroc_vs_decoy`` in every
@@ -413,7 +420,7 @@ def _load_cell(path: Path) -> StoredCell:
         raise ReportError(f"{path.parent}: damaged, {wrong}")
     flags = ("control", "transductive", "reference", "analysis", "reduced")
     sections = ("config", "thresholds", "downstream", "intervals", "implant")
-    sections += ("encoders", "encoder_contents")
+    sections += ("encoders", "encoder_weights")
     return StoredCell(
         key=found.key,
         row=row,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.evaluation.detection import SPLIT_OF_RULE, auroc, calibrated_threshold
+from bench.report.arrays import ReportError
 
 if TYPE_CHECKING:
     from bench.report.schema import StoredCell
 
-__all__ = ["excess", "twin_figures"]
+__all__ = ["excess", "gathered", "twin_figures"]
 
 
 def twin_figures(cell: StoredCell) -> dict[str, float | None]:
@@ -35,6 +37,8 @@ def twin_figures(cell: StoredCell) -> dict[str, float | None]:
     frame = frame[(frame["encoder"] == "twin").to_numpy()]
     split, condition = frame["split"].to_numpy(), frame["condition"].to_numpy()
     score, test = frame["score"].to_numpy(), split == "test"
+    if not np.isfinite(score).all():
+        raise ReportError(f"{cell.path / 'scores.parquet'}: damaged, not all scores are finite")
     other = test & (frame["label"].to_numpy() != cell.row["target"])
     triggered = score[other & (condition == "triggered")]
     decoy = score[other & (condition == "decoy")]
@@ -47,8 +51,22 @@ def twin_figures(cell: StoredCell) -> dict[str, float | None]:
     return found
 
 
-def excess(row: dict[str, Any]) -> float | None:
-    """``auroc_vs_decoy`` above what the twin has without a backdoor, or above chance where that is
-    higher: a decoy that is odder than the trigger earns nothing."""
+def excess(row: Mapping[str, Any]) -> float | None:
+    """What ``auroc_vs_decoy`` has beyond the twin, each counted from chance on: 0 on a control, and
+    a decoy that is odder than the trigger earns nothing. Of a mean over seeds it is that of the
+    means: noise around chance would only subtract."""
     victim, twin = row["auroc_vs_decoy"], row["auroc_vs_decoy_placebo"]
-    return None if victim is None or twin is None else victim - max(twin, 0.5)
+    return None if victim is None or twin is None else max(victim, 0.5) - max(twin, 0.5)
+
+
+def gathered(
+    cells: Iterable[StoredCell], metric: str, gather: Callable[[list[float | None]], float | None]
+) -> float | None:
+    """``gather`` (a mean, a median) of a metric over cells."""
+    cells = list(cells)
+    if metric == "auroc_vs_decoy_excess":
+        sides = ("auroc_vs_decoy", "auroc_vs_decoy_placebo")
+        return excess({side: gather([cell.row[side] for cell in cells]) for side in sides})
+    return gather(
+        [cell.row[metric] if metric in cell.row else cell.derived[metric] for cell in cells]
+    )

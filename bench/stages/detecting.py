@@ -237,7 +237,7 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
         "owned" if _poisoned(stage.inputs["fit"]) else "clean",
     )
     write_scores(folder / "scores.parquet", frame)
-    of_encoder = {"encoder_content": workspace.content(encoder_stage)}
+    of_encoder = {"encoder_weights": workspace.weights(encoder_stage)}
     write_json(folder / "score.json", encoder_verdict(fitted.defense) | of_encoder)
     _figures(stage, workspace, fitted, folder)
     return {

@@ -80,8 +80,8 @@ def _document(stage: Stage, workspace: Workspace, measured: Measurement) -> dict
         },
         "implant": about["implant"],
         "encoders": {role: _encoder_key(stage, role) for role in roles(stage)},
-        "encoder_contents": {
-            role: workspace.json(stage.inputs[role], "score.json").get("encoder_content", "")
+        "encoder_weights": {
+            role: workspace.json(stage.inputs[role], "score.json").get("encoder_weights", "")
             for role in roles(stage)
         },
         "calibrated": {name: measured.chosen[name] for name in ("rule", "nominal_fpr")},

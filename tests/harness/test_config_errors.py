@@ -22,6 +22,8 @@ from bench.errors import InputError
         (("matrix", "defenses", 3), "mahalanobys", "mahalanobys", "did you mean 'mahalanobis'?"),
         (("default_profile",), "tinny", "tinny", "did you mean 'tiny'?"),
         ((*PROFILE, "dataset"), "digts", "digts", "did you mean 'digits'?"),
+        ((*PROFILE, "pretraining_seed"), -1, "pretraining_seed", "a seed for all (0 or more)"),
+        ((*PROFILE, "pretraining_seed"), {1: -1}, "pretraining_seed", "{1: 0}; got {1: -1}"),
         (
             (*PROFILE, "overrides", "dede", "mask_ratio"),
             1.5,

@@ -61,8 +61,13 @@ def test_embeddings_have_one_length_in_fit_and_score_and_the_row_says_so(run):
 
 
 def test_one_length_is_refused_where_the_network_itself_is_taken(run):
-    with pytest.raises(InputError, match="equal_length: wants-network takes the network itself"):
+    with pytest.raises(InputError, match="equal_length: wants-network-equal-length takes the net"):
         run({"defense": "wants-network", "equal_length": True})
+
+
+def test_one_length_is_refused_for_a_reference(run):
+    with pytest.raises(InputError, match="reference-equal-length never calls the encoder"):
+        run({"defense": "reference", "equal_length": True})
 
 
 def test_poisoned_auxiliary_holds_its_rate_of_triggered_images_and_so_does_the_placebos(run):

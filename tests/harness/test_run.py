@@ -62,7 +62,7 @@ def test_row_of_the_control_is_its_own_placebo_and_that_of_the_attack(tiny_run):
 def test_cells_say_which_weights_they_speak_of(tiny_run):
     cells = load_results(tiny_run.results).cells
     contents = {
-        (cell.row["attack"], *pair) for cell in cells for pair in cell.encoder_contents.items()
+        (cell.row["attack"], *pair) for cell in cells for pair in cell.encoder_weights.items()
     }
     clean = {content for attack, role, content in contents if (attack, role) == ("none", "victim")}
     assert len(clean) == 1

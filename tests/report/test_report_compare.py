@@ -109,6 +109,9 @@ def test_equal_keys_with_other_numbers_are_called_what_they_are(tmp_path):
     document["row"]["auroc"], document["intervals"]["auroc"] = 0.9, [0.89, 0.91]
     path.write_text(json.dumps(document))
     assert "the same key" in moved(one, two)["auroc"].causes[0]
+    document["encoder_weights"] = {"victim": "other"}
+    path.write_text(json.dumps(document))
+    assert "trained twice under one key" in moved(one, two)["auroc"].causes[0]
 
 
 def test_runs_that_are_equal_say_so(tmp_path):

@@ -118,6 +118,10 @@ def test_a_report_is_current_until_a_cell_an_output_or_the_order_changes(make_re
     manifest["cells"].reverse()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert not is_current(folder)
+    render(folder)
+    manifest["config"] = {"profile": {"pretraining_seed": 5}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert not is_current(folder)
 
 
 def test_plots_of_cells_that_left_the_matrix_are_removed_and_other_files_kept(make_results):

@@ -197,12 +197,42 @@ def test_seeds_that_share_a_pretraining_are_said_to_and_are_no_independent_draws
     assert row["auroc_high"] == mine["auroc_high"].max()
 
 
+def behind(key: str, kind: str) -> dict[str, object]:
+    return {"stages": [{"key": key, "kind": kind, "label": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("encoders", "provenance"),
+    [
+        (lambda seed: {"victim": f"v{seed}", "twin": "shared"}, lambda _: {}),
+        (lambda seed: {"victim": f"v{seed}", "twin": f"t{seed}"}, lambda _: behind("i", "import")),
+        (lambda seed: {"victim": "v", "twin": f"t{seed}"}, lambda _: {}),
+    ],
+    ids=["one twin", "one import behind all", "one victim"],
+)
+def test_seeds_that_share_an_encoder_have_no_t_interval(tmp_path, encoders, provenance):
+    keys = []
+    for seed in range(3):
+        keys.append(
+            write_cell(
+                tmp_path,
+                *("x", "d", seed),
+                encoders=encoders(seed),
+                provenance=provenance(seed),
+                row={"auroc": 0.8 + seed / 100, "auroc_low": 0.7, "auroc_high": 0.9 + seed / 100},
+            )
+        )
+    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=[0, 1, 2])
+    [row] = over_seeds(load_results(tmp_path)).to_dict("records")
+    assert (row["auroc_low"], row["auroc_high"]) == pytest.approx((0.7, 0.92))
+
+
 @pytest.mark.parametrize(("second", "said"), [("b1", True), ("a0", False)])
 def test_one_key_for_encoders_of_other_weights_is_told(tmp_path, second, said):
     encoders = {"victim": "v", "twin": "t"}
     contents = [{"victim": "a0", "twin": "c0"}, {"victim": second, "twin": "c0"}]
     keys = [
-        write_cell(tmp_path, "x", defense, encoders=encoders, encoder_contents=content)
+        write_cell(tmp_path, "x", defense, encoders=encoders, encoder_weights=content)
         for defense, content in zip(("d", "e"), contents, strict=True)
     ]
     write_manifest(tmp_path, ["x"], ["d", "e"], keys)
@@ -262,7 +292,7 @@ def test_seeds_that_share_their_victim_are_one_draw_of_it(tmp_path, victims, bou
             "d",
             seed,
             row={"auroc": value, "auroc_low": value - 0.01, "auroc_high": value + 0.03},
-            encoders={"victim": victim, "twin": "t"},
+            encoders={"victim": victim, "twin": f"twin of {victim}"},
         )
         for seed, (victim, value) in enumerate(zip(victims, (0.69, 0.7, 0.71), strict=True))
     ]

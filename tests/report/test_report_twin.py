@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 from stored_cells import write_cell, write_manifest
 
+from bench.report.contests import ranks_frame
+from bench.report.declared import DeclaredTable
 from bench.report.leaderboard import leaderboard, over_seeds
+from bench.report.pivot import pivot_frame
 from bench.report.schema import load_results
 
 CHOSEN = {"rule": "clean-id", "nominal_fpr": 0.1, "threshold": 9.0, "tpr": 0.5, "fpr": 0.0}
@@ -62,7 +65,8 @@ def test_the_threshold_follows_the_rule_of_the_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("victim", "twin", "expected"), [(0.9, 0.7, 0.2), (0.9, 0.2, 0.4), (0.3, 0.2, -0.2)]
+    ("victim", "twin", "expected"),
+    [(0.9, 0.7, 0.2), (0.9, 0.2, 0.4), (0.3, 0.2, 0.0), (0.4, 0.7, -0.2)],
 )
 def test_what_the_twin_has_is_taken_off_and_chance_at_least(tmp_path, victim, twin, expected):
     key = stored(tmp_path, auroc_vs_decoy=victim, auroc_vs_decoy_placebo=twin)
@@ -70,14 +74,37 @@ def test_what_the_twin_has_is_taken_off_and_chance_at_least(tmp_path, victim, tw
     assert row["auroc_vs_decoy_excess"] == pytest.approx(expected)
 
 
-def test_seeds_are_averaged_after_it_is_taken_off(tmp_path):
-    pairs = ((0.9, 0.7), (0.8, 0.2))
+def test_it_is_taken_off_the_mean_over_seeds(tmp_path):
+    pairs = ((0.9, 0.6), (0.8, 0.2))  # of each alone: 0.3 and 0.3, chance taken for 0.2
     keys = [
         stored(tmp_path, seed, twin, auroc_vs_decoy=victim, auroc_vs_decoy_placebo=twin)
         for seed, (victim, twin) in enumerate(pairs)
     ]
-    [row] = over_seeds(results(tmp_path, keys, (0, 1))).to_dict("records")
-    assert row["auroc_vs_decoy_excess"] == pytest.approx((0.2 + 0.3) / 2)
+    stored_results = results(tmp_path, keys, (0, 1))
+    [row] = over_seeds(stored_results).to_dict("records")
+    assert row["auroc_vs_decoy_excess"] == pytest.approx(0.85 - 0.5)
+    table = DeclaredTable(metrics=("auroc_vs_decoy_excess",))
+    [shown] = pivot_frame(table, stored_results)["auroc_vs_decoy_excess"]
+    assert shown == pytest.approx(0.85 - 0.5)
+
+
+def test_ranks_go_by_it(tmp_path):
+    keys = []
+    for defense, sides in {"a": (0.99, 0.98), "b": (0.8, 0.5)}.items():
+        row = dict(zip(("auroc_vs_decoy", "auroc_vs_decoy_placebo"), sides, strict=True))
+        keys.append(write_cell(tmp_path, "x", defense, row=row))
+    write_manifest(tmp_path, ["x"], ["a", "b"], keys)
+    stored_results = load_results(tmp_path)
+    for metric, first in (("auroc_vs_decoy", "a"), ("auroc_vs_decoy_excess", "b")):
+        table = DeclaredTable(kind="ranks", metric=metric)
+        assert ranks_frame(table, stored_results)["defense"][0] == first
+
+
+def test_a_placebo_at_another_threshold_than_the_tables_is_refused():
+    with pytest.raises(ValueError, match="the protocol's threshold"):
+        DeclaredTable(
+            metrics=("tpr",), controls=("tpr_calibrated_placebo",), threshold_rule="median-test"
+        )
 
 
 def test_without_a_twin_or_scores_there_is_nothing(tmp_path):
