@@ -1,6 +1,5 @@
 # Two commands: `make leaderboard` runs the quick profile, `make test` the tests.
-# Each creates the environment on first use, from the package registry alone. Python compiles what
-# it imports; compiling all that torch and the others bring takes a minute and a half.
+# Each creates the environment on first use, from the package registry alone.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -19,7 +18,7 @@ lint: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
