@@ -218,18 +218,14 @@ class Dede(Defense):
             pixels = view.trigger_support.to(encoder.device).float().expand(1, 3, -1, -1)
             self._support = patchify(pixels, model.patch_size) > 0
         if self.embedding == "another":
-            self._others = self._condition(view.embed_auxiliary().to(encoder.device))
-
-    def _condition(self, embeddings: Tensor) -> Tensor:
-        """What the decoder is told of embeddings (N, D): all, as published."""
-        return embeddings
+            self._others = view.embed_auxiliary().to(encoder.device)
 
     def _train(self, view: DefenderView, mask_seed: int) -> None:
         model, encoder = self._model, view.encoder
         device = torch.device(encoder.device)
         auxiliary = view.auxiliary.to(device)
         # Nothing augments the images, so the frozen encoder sees each of them once.
-        embeddings = self._condition(view.embed_auxiliary().to(device))
+        embeddings = view.embed_auxiliary().to(device)
         batch_size = min(self.batch_size, len(auxiliary))
         total = self.epochs * (len(auxiliary) // batch_size)
         optimizer = torch.optim.Adam(
@@ -270,7 +266,7 @@ class Dede(Defense):
         images = images.to(self._order.device)
         # Whole, not in parts: the harness recognises its own batches and need not embed them again.
         if self._others is None:
-            embeddings = self._condition(self._encoder.embed(images))
+            embeddings = self._encoder.embed(images)
         else:
             embeddings = self._others[_drawn_by_pixels(images, len(self._others))]
         size = max(1, SCORING_TOKENS // model.tokens)
