@@ -290,12 +290,3 @@ def test_a_run_without_measured_cells_has_a_heatmap_and_what_its_attacks_look_li
 def test_cells_without_pictures_give_no_plot_of_the_attack(make_results):
     stems = [stem for stem, _ in draw_all(load_results(make_results(count=60)))]
     assert not [stem for stem in stems if stem.startswith(("embedding", "triggers", "inverted"))]
-
-
-def test_two_drawings_have_the_same_bytes(tmp_path):
-    keys = [
-        write_cell(tmp_path, "a", "d", figures=True, inverted=True, pictures=True),
-        write_cell(tmp_path, "a", "e", shift=0.5, pictures=True),
-    ]
-    write_manifest(tmp_path, ["a"], ["d", "e"], keys)
-    assert _everything(tmp_path) == _everything(tmp_path)
