@@ -30,8 +30,8 @@ def embedding_figure(attack: AttackColumn, pictures: dict[str, np.ndarray]) -> F
     Parameters
     ----------
     pictures
-        See :meth:`bench.report.schema.StoredCell.attack_pictures`. Each encoder has a plane of its
-        own: coordinates of the two panels cannot be compared.
+        See :meth:`bench.report.stored_cell.StoredCell.attack_pictures`. Each encoder has a plane
+        of its own: coordinates of the two panels cannot be compared.
     """
     encoders = [name for name in _ENCODERS if f"{name}_points" in pictures]
     figure = new_figure(3.6 * len(encoders) + 0.4, 4.0)
