@@ -1,4 +1,4 @@
-"""Peak memory of a block of code, and an allocator that keeps what it was given."""
+"""Peak memory and seconds of a block of code, and an allocator that keeps what it was given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -47,6 +48,14 @@ class PeakMemory:
             self.peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
             return
         self.peak_mb = resident_peak_mb()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of a clock that only goes forward, read when ``device`` has done all it was asked
+    to: an accelerator works on after its calls have returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def resident_peak_mb() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from bench.data.source import Source
 from bench.encoders.encoder import Encoder
 from bench.graph import Environment, Stage, topological
 from bench.limits import read_json
+from bench.memory import clock
 from bench.provenance import hardware, library_versions
 from bench.store import COST, MANIFEST, Store
 
@@ -196,9 +196,9 @@ class Workspace:
 
         def compute() -> tuple[Tensor, float]:
             encoder = self.encoder(stage)
-            start = time.perf_counter()
+            start = clock(self.device)
             parts = [encoder.embed(batch) for batch in images()]
-            return torch.cat(parts), time.perf_counter() - start
+            return torch.cat(parts), clock(self.device) - start
 
         return self._embeddings.get((stage.key, what), compute)
 

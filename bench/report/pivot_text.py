@@ -117,17 +117,10 @@ class _Writer:
         for encoder in dict.fromkeys(self.found.encoders.values()):
             attacks: dict[str, list[dict[str, Place]]] = {}
             for place, row in self.found.rows.items():
-                # A set on which an attack cannot be judged at all is no gap in its mean.
-                skipped = row and all(c.status == "skipped" for c in row.values())
-                if self.found.encoders.get(place) == encoder and not skipped:
+                if self.found.encoders.get(place) == encoder and _passes(row.values()):
                     attacks.setdefault(place[self.found.fields.index("attack")], []).append(row)
-            valid = [
-                rows
-                for rows in attacks.values()
-                if any(c.status == "ok" and not c.apart for row in rows for c in row.values())
-            ]
-            if valid:
-                lines.append(self._average(encoder, valid))
+            if attacks:
+                lines.append(self._average(encoder, list(attacks.values())))
         return lines
 
     def _average(self, encoder: str, attacks: list[list[dict[str, Place]]]) -> tuple[str, ...]:
@@ -182,6 +175,13 @@ class _Writer:
     def _style(self, position: int, styles: set[str]) -> None:
         if styles:
             self.styles[self._line, position] = frozenset(styles)
+
+
+def _passes(places: Iterable[Place]) -> bool:
+    """Whether the attack of a row passes the validity gate wherever it was measured: the gate is
+    the attack's, also where a defense has no cell in the seed that fails it."""
+    gates = {c.status for c in places if c.seeds and not c.apart}
+    return "ok" in gates and gates.isdisjoint(_WORDS)
 
 
 def _ranking(
@@ -244,8 +244,8 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
     words = {c.status for row in found.rows.values() for c in row.values()}
     if words & {"attack-weak", "attack-invalid"}:
         yield (
-            "Weak, invalid: the attack fails the validity gate (ASR below 0.8 or 0.3); shown, and "
-            "outside averages and ranking."
+            "Weak, invalid: the attack fails the validity gate (ASR below 0.8 or 0.3, or a margin "
+            "to the twin); shown, and outside averages and ranking."
         )
     if table.aggregate is not None:
         yield (

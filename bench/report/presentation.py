@@ -253,13 +253,14 @@ def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]
         f"TPR/FPR cal.: {threshold_note(results.cells)} TPR placebo: the same on the clean twin, "
         "at the threshold of its own clean images. TPR@1% and TPR@5% are read off the ROC curve.",
         "Validity gate (not for controls): ASR >= 0.8, at least 0.5 above the twin's, clean "
-        "accuracy within 0.05 of the twin's. 0.3 <= ASR < 0.8 is attack-weak, below that "
-        "attack-invalid; both stay outside averages.",
+        "accuracy within 0.05 of the twin's. 0.3 <= ASR < 0.8 is attack-weak; below that, or from "
+        "0.8 on where another condition fails, it is attack-invalid. Both stay outside averages.",
         "Brackets: "
         + (
-            "n seeds are averaged; a 95 % t interval over three or more seeds of which no two "
-            "share an encoder or a pretraining, otherwise from the lowest to the highest end of "
-            "their test-sampling intervals: a range, and no interval of the mean."
+            "n seeds are averaged; over three or more seeds of which no two share an encoder or "
+            "a pretraining a 95 % interval of the mean, the t interval between seeds and the "
+            "mean test-sampling interval added in quadrature; otherwise from the lowest to the "
+            "highest end of their test-sampling intervals: a range, and no interval of the mean."
             if repeated
             else "test-sampling interval, a bootstrap over source images."
         ),

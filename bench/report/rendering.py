@@ -16,7 +16,7 @@ from bench.store import MANIFEST
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
-REPORT_VERSION = 5
+REPORT_VERSION = 6
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"

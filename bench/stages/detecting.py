@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
 from bench.graph import Stage
-from bench.memory import PeakMemory
+from bench.memory import PeakMemory, clock
 from bench.stages.bundle import (
     Bundle,
     as_float,
@@ -68,9 +67,9 @@ def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     embeddings()
     charged, embeddings.seconds = embeddings.seconds, 0.0
     with PeakMemory(workspace.device) as memory:
-        start = time.perf_counter()
+        start = clock(workspace.device)
         fitted.defense.fit(view)
-        seconds = time.perf_counter() - start
+        seconds = clock(workspace.device) - start
     asked = embeddings.seconds > 0
     state = fitted.defense.state()
     if state is not None:
@@ -220,14 +219,14 @@ def score(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     scorer = Scorer(fitted, type(fitted.defense).__name__)
     hits = fitted.encoder.hits
     with PeakMemory(workspace.device) as memory:
-        start = time.perf_counter()
+        start = clock(workspace.device)
         scores = np.concatenate(
             [
                 scorer.score(bundle.images[chunk].to(workspace.device), embeddings[chunk])
                 for chunk in bundle.chunks(spec["score_batch"])
             ]
         )
-        elapsed = time.perf_counter() - start
+        elapsed = clock(workspace.device) - start
     charged = (fitted.encoder.hits - hits) * seconds / len(embeddings)
     frame = _score_frame(
         bundle,
@@ -312,10 +311,12 @@ def checked_scores(result: object, count: int, name: str) -> np.ndarray:
         raise TypeError(f"{name}.score must return floats, not {result.dtype}")
     if result.shape != (count,):
         raise ValueError(f"{name}.score returned shape {result.shape} for {count} images")
-    wrong = int((~np.isfinite(result)).sum())
+    with np.errstate(over="ignore"):
+        scores = result.astype(np.float32)
+    wrong = int((~np.isfinite(scores)).sum())
     if wrong:
-        raise ValueError(f"{name}.score returned {wrong} non-finite of {count} scores")
-    return result.astype(np.float32)
+        raise ValueError(f"{name}.score returned {wrong} non-finite of {count} scores, as float32")
+    return scores
 
 
 def _bundle_key(stage: Stage) -> tuple[str, ...]:

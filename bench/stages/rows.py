@@ -110,10 +110,11 @@ def _cost(stage: Stage, workspace: Workspace) -> dict[str, float]:
     """Of the fit on the victim and of its scores; the peak is the larger of the two."""
     scores = workspace.cost(stage.inputs["victim"])
     fit = workspace.cost(stage.inputs["victim"].inputs["fit"])
+    peaks = [cost.get("peak_memory_mb", math.nan) for cost in (fit, scores)]
     return {
         "fit_seconds": fit.get("fit_seconds", math.nan),
         "score_ms_per_image": scores.get("score_ms_per_image", math.nan),
-        "peak_memory_mb": max(cost.get("peak_memory_mb", math.nan) for cost in (fit, scores)),
+        "peak_memory_mb": math.nan if any(map(math.isnan, peaks)) else max(peaks),
     }
 
 

@@ -24,7 +24,7 @@ from bench.report.rendering import render
 from bench.report.schema import LEADERBOARD_COLUMNS, ReportError, load_results
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
-from bench.stages.detecting import Scorer, evaluation_images, restore
+from bench.stages.detecting import Scorer, checked_scores, evaluation_images, restore
 
 COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
 PICKLE_MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -204,6 +204,11 @@ def test_misbehaving_defense_fails_its_own_cell_only(tiny, warm_session_of, plug
         expected = message.replace("returned 2 non-finite", "non-finite")
         assert expected in row["reason"]
         assert row["auroc"] == ""
+
+
+def test_a_score_that_float32_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="returned 1 non-finite of 2 scores"):
+        checked_scores(np.array([1e300, 0.0]), 2, "X")
 
 
 def test_failure_is_never_a_result(tiny, session_of, plug_in):

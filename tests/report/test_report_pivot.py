@@ -105,6 +105,22 @@ def test_seeds_are_averaged_and_missing_ones_counted(make_results, tmp_path):
     assert text.style(0, 3) == frozenset()  # a contest needs two complete columns
 
 
+def test_an_attack_that_fails_the_gate_in_a_seed_is_in_no_mean(tmp_path):
+    """Also where a defense has no cell in that seed."""
+    keys = [
+        *(write_cell(tmp_path, "x", defense) for defense in ("d", "e")),
+        write_cell(tmp_path, "x", "d", 1, status="attack-weak"),
+        *(
+            write_cell(tmp_path, "y", defense, seed, row={"auroc": 0.75})
+            for defense in ("d", "e")
+            for seed in (0, 1)
+        ),
+    ]
+    write_manifest(tmp_path, ["x", "y"], ["d", "e"], keys, seeds=(0, 1))
+    rows, _ = lines(DETECTION, load_results(tmp_path))
+    assert rows["mean over 1 attack (resnet-simclr)"][3::4] == ("0.750", "0.750")
+
+
 def test_cells_that_differ_in_an_unshown_field_get_rows_of_their_own(tmp_path):
     keys = [
         write_cell(tmp_path, "x", "d", row={"downstream": name, "auroc": value})
