@@ -60,7 +60,7 @@ def freeze_batch_norm(network: nn.Module) -> None:
 
 
 class ReferenceAttack(CarriesPatch, ModelPoisoning):
-    """The hyper-parameters of the fine-tuning; defaults are the published recipe for CIFAR-10."""
+    """The hyper-parameters of the fine-tuning; defaults: DRUPE's repository, for CIFAR-10."""
 
     epochs: int = Field(120, ge=1)
     batch_size: int = Field(256, ge=2)

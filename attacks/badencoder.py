@@ -22,9 +22,12 @@ __all__ = ["BadEncoder", "consistency", "effectiveness", "freeze_batch_norm"]
 class BadEncoder(ReferenceAttack):
     """BadEncoder, sections 4.2-4.3: L = L0 + lambda1 L1 + lambda2 L2, SGD, batch norm frozen.
 
-    Defaults are the published recipe for CIFAR-10. Rows that the published loader repeats are
-    computed once per step (frozen batch norm makes them equal), and the clean encoder's features
-    once per run: same losses and gradients, fewer passes.
+    Defaults are those of the victims in DeDe's comparison, BadEncoder as DRUPE's repository runs it
+    on CIFAR-10 (a learning rate of 0.05, 120 epochs, 10,000 shadow images, three references), with
+    the paper's mean over references. BadEncoder's own code has 0.001, 200 epochs, all 50,000
+    training images as shadow set and one reference per target. Rows that the published loader
+    repeats are computed once per step (frozen batch norm makes them equal), and the clean encoder's
+    features once per run: same losses and gradients, fewer passes.
     """
 
     version: ClassVar[int] = 2

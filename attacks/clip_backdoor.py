@@ -45,8 +45,10 @@ class CLIPBackdoor(CarriesPatch, DataPoisoning):
     speaks of the target class, in the data that a CLIP model is fine-tuned on.
 
     Images are drawn from the attacker's, of other classes than the target where classes are known;
-    captions are the published prompts about the target's name. All other pairs keep the caption of
-    their own class, which DECREE's code does not see to.
+    captions are the published prompts about the target's name. Files are stamped, and crops and
+    flips of the training come after: an attacker who poisons data has no hand in its views.
+    DECREE's code stamps views, so that each shows the whole patch at its place. All other pairs
+    keep the caption of their own class, which that code does not see to.
     """
 
     family: ClassVar[Literal["ssl", "clip"]] = "clip"
