@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.component import Component, Field, Progress
+from bench.component import Component, Field, Progress, later_field
 from bench.data.augmentation import jitter_views
 from bench.data.captions import prompt_templates
 from bench.data.imageset import ImageSet
@@ -51,6 +51,7 @@ __all__ = [
     "contrastive_loss",
     "drawn_captions",
     "jitter_views",
+    "later_field",
     "read_state_dict",
     "stamped_files",
 ]

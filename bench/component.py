@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Component", "Field", "Progress"]
+__all__ = ["Component", "Field", "Progress", "later_field"]
 
 Item = TypeVar("Item")
 
@@ -20,6 +20,15 @@ class Progress(Protocol):
 
     def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
         """Yield ``items`` (training steps), at most as many as the run's limit allows."""
+
+
+def later_field(default: Any, **constraints: Any) -> Any:
+    """A pydantic ``Field`` for a parameter that came after results were stored.
+
+    At its default it is no part of :meth:`Component.parameters`, and so of no key: what was
+    computed before keeps its key, and its results must be those of the default.
+    """
+    return Field(default, exclude_if=lambda value: value == default, **constraints)
 
 
 class Component(BaseModel):
@@ -41,5 +50,5 @@ class Component(BaseModel):
         """
 
     def parameters(self) -> dict[str, Any]:
-        """Every hyper-parameter with its value, JSON-ready."""
+        """Every hyper-parameter with its value, JSON-ready, but for defaults of `later_field`."""
         return self.model_dump(mode="json")

@@ -67,15 +67,16 @@ class Asset(Defense):
     attack's target without telling the truth. Here M has as many logits as there are classes.
 
     **``variant: dede-port``** computes what the comparison script that came with DeDe (CVPR 2025)
-    computes for encoders at 32 pixels; a parameter that is given keeps its value. Defects that it
-    keeps: the inner separation sees raw pixels, so that the victim is never probed (except here
-    for labels); outliers on both sides are suspicious, those too like the base set included; ten
-    inner iterations, of a width of 512; batches of 128. Defects that cannot be kept: names that are
-    not defined, for which the script does not run on these attacks; true labels for clean images
-    and the target's for triggered ones; training images inverted by a normalised mask; triggered
-    images resized otherwise than clean ones; a random patch in the place of BadCLIP's; and at 224
-    pixels batches of 4 and a network of the wrong size, whose error was swallowed, so that no
-    ascent ever ran.
+    computes for encoders at 32 pixels, in ten passes over the pool where it makes them over all
+    50,000 training images; a parameter that is given keeps its value, and a lone suspicious image
+    is not enough for an ascent, where there it was. Defects that it keeps: the inner separation
+    sees raw pixels, so that the victim is never probed (except here for labels); outliers on both
+    sides are suspicious, those too like the base set included; ten inner iterations, of a width of
+    512; batches of 128. Defects that cannot be kept: names that are not defined, for which the
+    script does not run on these attacks; true labels for clean images and the target's for
+    triggered ones; training images inverted by a normalised mask; triggered images resized
+    otherwise than clean ones; a random patch in the place of BadCLIP's; and at 224 pixels batches
+    of 4 and a network of the wrong size, whose error was swallowed, so that no ascent ever ran.
 
     Further departures from the published code:
 

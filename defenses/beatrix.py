@@ -16,8 +16,10 @@ class Beatrix(Defense):
     via Gram Matrices", NDSS 2023, section IV).
 
     Adapted: all clean images are one class, and deviations in a seeded draw of ``channels`` of the
-    deepest ``layers`` are averaged. They count beyond ``tolerance`` median absolute deviations of
-    ``fitting_images``, over the bound or (silent entries have none) an order's mean median.
+    deepest ``layers`` are averaged, where the published code has all channels of one layer and 30
+    images of each class. They count beyond ``tolerance`` median absolute deviations of
+    ``fitting_images``, relative to the bound or, where that is larger, to the mean median of all
+    entries of an order: silent entries have no bound, and would count without limit.
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({"features"})

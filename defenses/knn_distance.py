@@ -16,7 +16,8 @@ QUERIES = 1024
 
 class KnnDistance(Defense):
     """Mean distance to the k nearest auxiliary embeddings, after Sun et al., "Out-of-Distribution
-    Detection with Deep Nearest Neighbors" (ICML 2022), who take the distance to the k-th.
+    Detection with Deep Nearest Neighbors" (ICML 2022), who take the distance to the k-th, at a k
+    chosen on held-out data.
 
     Attributes
     ----------

@@ -16,8 +16,9 @@ from bench.api import DefenderView, Defense, Encoder
 class Mahalanobis(Defense):
     """Squared Mahalanobis distance to the auxiliary embeddings (Lee et al., "A Simple Unified
     Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018),
-    with one Gaussian, as nothing is labelled, and the shrunk covariance of Ledoit and Wolf (2004),
-    which stays invertible when dimensions are many or dead.
+    with one Gaussian, as nothing is labelled, of the embedding alone, where the paper combines
+    layers and perturbs inputs, and the shrunk covariance of Ledoit and Wolf (2004), which stays
+    invertible when dimensions are many or dead.
     """
 
     first_aid: ClassVar[bool] = True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import PrivateAttr
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import DefenderView, Defense, Encoder, Field
+from bench.api import DefenderView, Defense, Encoder, Field, later_field
 
 
 class PatchSearch(Defense):
@@ -19,15 +21,28 @@ class PatchSearch(Defense):
     how many join the image's cluster. That k-means consistency under transplant is kept; Grad-CAM
     is not, as the maps of small encoders are too coarse to find a patch: every window of a grid is
     pasted on one image, the best on the others, and the count becomes the mean gain in the chance
-    of one cluster. Neither search over clusters nor final classifier is used. ``clusters`` are of
-    centred unit embeddings, joined by softmax of cosines at ``temperature``; ``windows`` per axis,
-    half a side each; ``flips`` pasted on. Costs ``windows**2 + flips`` embeddings: 12.
+    of one cluster. Neither search over clusters nor final classifier is used. Its code has 1,000
+    clusters of embeddings as they are, 1,000 images to paste on and windows of 60 of 224 pixels.
+
+    Attributes
+    ----------
+    clusters, temperature
+        Of centred unit embeddings; joined by softmax of cosines at this temperature.
+    windows
+        Per axis, half a side each.
+    flips
+        Images pasted on. A score costs ``windows**2 + flips`` embeddings: 12.
+    place
+        Where a window is pasted: at the ``same`` place, which finds triggers that work at one place
+        alone and presumes no less, or, as published, at a ``random`` one, which is drawn once per
+        window and image pasted on, so that a score depends on its image alone.
     """
 
     clusters: int = Field(20, ge=2)
     temperature: float = Field(0.1, gt=0)
     windows: int = Field(3, ge=2)
     flips: int = Field(3, ge=1)
+    place: Literal["same", "random"] = later_field("same")
     _state: dict[str, Tensor] = PrivateAttr()
     _encoder: Encoder = PrivateAttr()
 
@@ -40,23 +55,35 @@ class PatchSearch(Defense):
         points = F.normalize(embeddings - mean, dim=1)
         found = KMeans(self.clusters, n_init=4, random_state=view.seed % 2**32).fit(points.numpy())
         centres = F.normalize(torch.from_numpy(found.cluster_centers_), dim=1)
-        flips = view.auxiliary.uint8(drawn)
-        self.load_state({"mean": mean, "centres": centres, "flips": flips}, view)
+        state = {"mean": mean, "centres": centres, "flips": view.auxiliary.uint8(drawn)}
+        if self.place == "random":
+            side, shape = view.encoder.image_size, (self.flips, self.windows**2, 2)
+            state["places"] = torch.randint(side - side // 2 + 1, shape, generator=view.generator)
+        self.load_state(state, view)
 
     def score(self, images: Tensor) -> Tensor:
         """float32 (N,) in [-1, 1]: the best window's mean gain in the chance of one cluster."""
         own, images = self._membership(images), images.to(self._encoder.device)
-        first, *others = self._state["flips"].to(images.device).float().div(255).split(1)
-        masks = _grid(images.shape[-1], self.windows).to(images.device)
-        gains = torch.stack([self._gain(own, images, mask, first) for mask in masks])
+        windows = torch.arange(self.windows**2)[:, None].expand(-1, len(images))
+        gains = torch.stack([self._gain(own, images, window, 0) for window in windows])
         # Rounding must not choose between windows that change nothing: the first one then.
         best = (gains - 1e-5 * torch.arange(len(gains))[:, None]).argmax(dim=0)
-        chosen, total = masks[best.to(images.device)], gains.gather(0, best[None])[0]
-        total += sum(self._gain(own, images, chosen, other) for other in others)
+        total = gains.gather(0, best[None])[0]
+        total += sum(self._gain(own, images, best, other) for other in range(1, self.flips))
         return (total / self.flips).float()
 
-    def _gain(self, own: Tensor, images: Tensor, mask: Tensor, flip: Tensor) -> Tensor:
-        moved = self._membership(torch.where(mask, images, flip)) - self._membership(flip)
+    def _gain(self, own: Tensor, images: Tensor, windows: Tensor, flip: int) -> Tensor:
+        """(N,) by pasting each image's window of ``windows`` (N,) on one of the flips."""
+        ground = self._state["flips"][flip : flip + 1].to(images.device).float().div(255)
+        starts = _grid(images.shape[-1], self.windows)
+        places = self._state["places"][flip] if "places" in self._state else starts
+        pasted, size = ground.repeat(len(images), 1, 1, 1), images.shape[-1] // 2
+        for window in windows.unique().tolist():
+            rows = (windows == window).to(images.device)
+            (top, left), (row, column) = starts[window].tolist(), places[window].tolist()
+            cut = images[rows, :, top : top + size, left : left + size]
+            pasted[rows, :, row : row + size, column : column + size] = cut
+        moved = self._membership(pasted) - self._membership(ground)
         return (own * moved).sum(dim=1)
 
     def _membership(self, images: Tensor) -> Tensor:
@@ -65,7 +92,8 @@ class PatchSearch(Defense):
         return (cosines / self.temperature).softmax(dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        """``mean`` (D,), ``centres`` (k, D) and ``flips``, uint8 (F, 3, H, W)."""
+        """``mean`` (D,), ``centres`` (k, D), ``flips``, uint8 (F, 3, H, W), and where places are
+        drawn ``places``, int64 (F, W, 2): row and column of a window's upper left corner."""
         return self._state
 
     def load_state(self, state: dict[str, Tensor], view: DefenderView) -> None:
@@ -74,7 +102,6 @@ class PatchSearch(Defense):
 
 
 def _grid(side: int, count: int) -> Tensor:
-    """bool (count^2, 1, side, side): evenly spaced windows of half the side, from edge to edge."""
-    starts = torch.linspace(0, side - side // 2, count).round().long()[:, None]
-    along = (starts <= torch.arange(side)) & (torch.arange(side) < starts + side // 2)
-    return (along[:, None, :, None] & along[None, :, None, :]).reshape(-1, 1, side, side)
+    """int64 (count^2, 2): upper left corners of evenly spaced windows of half the side."""
+    starts = torch.linspace(0, side - side // 2, count).round().long()
+    return torch.cartesian_prod(starts, starts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import DefenderView, Defense, Encoder, Field
+from bench.api import DefenderView, Defense, Encoder, Field, later_field
 
 
 class Strip(Defense):
@@ -20,18 +22,23 @@ class Strip(Defense):
     Adapted: the paper takes the entropy of predicted classes; an encoder predicts none, so the
     score is the mean cosine similarity between the embeddings of two blends of one image. The paper
     draws new overlays for every image; here they are one seeded draw, the same for all, and 8 of
-    them instead of 100 bound the cost.
+    them instead of 100 bound the cost. Its code adds images at full strength, which ``blend`` may
+    ask for: the default averages them, and a trigger is then half as strong in a blend.
 
     Attributes
     ----------
     overlays
         Auxiliary images laid over each image: embeddings computed per scored image.
     overlay_weight
-        Share of the overlay in the blend; one half is the published sum, brought back to [0, 1].
+        Share of the overlay in an averaged blend, in (0, 1).
+    blend
+        ``average``, or ``sum`` as in the published code, cut off at 1 as images are (it lets them
+        exceed it).
     """
 
     overlays: int = Field(8, ge=2, le=8)
     overlay_weight: float = Field(0.5, gt=0, lt=1)
+    blend: Literal["average", "sum"] = later_field("average")
 
     _overlays: Tensor = PrivateAttr()
     _encoder: Encoder = PrivateAttr()
@@ -58,7 +65,10 @@ class Strip(Defense):
         total = torch.zeros(len(images), self._encoder.embedding_dim, dtype=torch.float64)
         lengths = torch.zeros(len(images), dtype=torch.float64)
         for overlay in self._overlays.to(images.device).float().div(255):
-            blends = torch.lerp(images, overlay.expand_as(images), self.overlay_weight)
+            if self.blend == "sum":
+                blends = (images + overlay).clamp(max=1)
+            else:
+                blends = torch.lerp(images, overlay.expand_as(images), self.overlay_weight)
             unit = F.normalize(self._encoder.embed(blends).double().cpu(), dim=1)
             total += unit
             lengths += unit.square().sum(dim=1)  # 1, or 0 for an embedding of zeros

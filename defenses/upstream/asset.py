@@ -42,6 +42,8 @@ class UpstreamAsset(UpstreamComponent, Defense):
       which it is told to be poison.
     - A batch without a suspicious image ends the notebook, and with ``fail`` the cell.
     - One image less is given where the last batch would have a single one.
+    - The pool is the protocol's, where the notebook has 50,000 images and makes 98 steps: of a pool
+      of 10,000 ``epochs: 5`` makes as many.
 
     Attributes
     ----------

@@ -293,6 +293,27 @@ def test_strip_is_the_mean_similarity_of_pairs_of_blends(images):
         assert score.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_strip_adds_at_full_strength_where_asked_to(images):
+    toy = Toy(True)
+    defense = fitted(Strip(overlays=4, blend="sum"), view_of(toy))
+    overlays = defense.state()["overlays"].float() / 255
+    for image, score in zip(images[:6], defense.score(images), strict=False):
+        blends = toy.embed((image + overlays).clamp(max=1))
+        pairs = itertools.combinations(blends, 2)
+        expected = np.mean([torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs])
+        assert score.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plain", "asked"),
+    [(Strip(), Strip(blend="sum")), (PatchSearch(), PatchSearch(place="random"))],
+)
+def test_what_came_later_is_in_no_key_at_its_default(plain, asked):
+    [(name, value)] = asked.parameters().items() - plain.parameters().items()
+    assert getattr(asked, name) == value
+    assert name not in plain.parameters()
+
+
 def test_strip_overlays_are_different_auxiliary_images():
     view = view_of(Toy(True))
     overlays = fitted(Strip(), view).state()["overlays"]
@@ -357,9 +378,13 @@ def test_beatrix_tolerances_share_a_fit(images):
     assert (loose.score(images) < tight.score(images)).all()
 
 
-def test_patch_search_is_the_mean_gain_of_the_best_window(images):
+@pytest.mark.parametrize("place", ["same", "random"])
+def test_patch_search_is_the_mean_gain_of_the_best_window(images, place):
     toy = Toy(True)
-    defense = fitted(PatchSearch(clusters=5, flips=2), view_of(toy))
+    defense = fitted(PatchSearch(clusters=5, flips=2, place=place), view_of(toy))
+    corners = list(itertools.product((0, 2, 4), (0, 2, 4)))
+    places = defense.state().get("places", torch.tensor([corners, corners])).tolist()
+    assert (places == [[list(corner) for corner in corners]] * 2) == (place == "same")
     mean, centres, flips = (defense.state()[k] for k in ("mean", "centres", "flips"))
     flips = flips.float() / 255
 
@@ -368,15 +393,15 @@ def test_patch_search_is_the_mean_gain_of_the_best_window(images):
         cosines = torch.stack([torch.cosine_similarity(offset, c, dim=0) for c in centres])
         return (cosines / 0.1).softmax(dim=0)
 
-    def gain(image, flip, row, column):
-        pasted = flip.clone()
-        pasted[:, row : row + 4, column : column + 4] = image[:, row : row + 4, column : column + 4]
+    def gain(image, number, window):
+        (top, left), (row, column) = corners[window], places[number][window]
+        flip, pasted = flips[number], flips[number].clone()
+        pasted[:, row : row + 4, column : column + 4] = image[:, top : top + 4, left : left + 4]
         return (membership(image) @ (membership(pasted) - membership(flip))).item()
 
     for image, score in zip(images[:6], defense.score(images), strict=False):
-        corners = list(itertools.product((0, 2, 4), (0, 2, 4)))
-        best = max(corners, key=lambda corner: gain(image, flips[0], *corner))
-        expected = np.mean([gain(image, flip, *best) for flip in flips])
+        best = max(range(9), key=lambda window: gain(image, 0, window))
+        expected = np.mean([gain(image, number, best) for number in range(2)])
         assert score.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

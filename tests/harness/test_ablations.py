@@ -21,7 +21,7 @@ def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, warm
     session = warm_session_of(tiny)
     assert session.run().failed == {}
     frame = leaderboard(load_results(session.results)).set_index("defense")
-    assert len(frame) == 1 + len(entries) == 13
+    assert len(frame) == 1 + len(entries) == 15
     assert frame["auroc"].between(0, 1).all()
     assert frame.loc["dede-20-percent", "auxiliary"] == "in-distribution, 20 % triggered"
     assert frame["analysis"].to_dict() == {
@@ -32,7 +32,7 @@ def test_every_entry_of_the_page_runs_and_scoring_entries_share_a_fit(tiny, warm
         for cell in session.cells
     }
     assert fits["dede"] == fits["dede-visible-10"] == fits["dede-outside"] == fits["dede-another"]
-    assert len(set(fits.values())) == 10
+    assert len(set(fits.values())) == 12
     assert frame["auroc"].to_dict() != pytest.approx(
         dict.fromkeys(frame.index, frame["auroc"].iloc[0])
     )
