@@ -7,6 +7,7 @@ order, come from; braces stand for several, the first ones varying slowest:
     {none,badencoder} dede-id {auroc,auroc_placebo}
     badencoder dede-id auroc - 0.5
     badencoder decree encoder_score seed 1
+    cifar10-ablations: badencoder strip-sum auroc
     reported DeDe AUROC published
     given
     in every seed: clip-backdoor dede-id auroc < clip-backdoor dede-id auroc_placebo
@@ -14,7 +15,8 @@ order, come from; braces stand for several, the first ones varying slowest:
 
 An attack, a defense and a column of ``leaderboard.csv`` (or of ``tables/differences.csv``, or a
 metric of ``tables/downstream.csv``) are the mean over the stored seeds, without a sign; ``seed N``
-one of them; ``given`` is no measurement of ours. When results change:
+one of them; a profile before a colon is another than ``cifar10-small``; ``given`` is no measurement
+of ours. When results change:
 
     python tests/report/test_quoted_figures.py --write
 """
@@ -33,7 +35,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "results" / "cifar10-small"
+RESULTS = REPOSITORY / "results"
+LEADERBOARD = RESULTS / "cifar10-small" / "leaderboard.csv"
 PAGES = {
     "README.md": ("## What it looks like", "### Reading a run"),
     "docs/findings.md": ("# What the first leaderboard says", None),
@@ -83,20 +86,21 @@ def value_of(source: str, seed: str | None = None) -> float:
 
 
 def _term(term: str, seed: str | None) -> float:
-    words = term.split()
+    profile, _, said = term.rpartition(": ")
+    folder, words = RESULTS / (profile.strip() or "cifar10-small"), said.split()
     if len(words) == 1:
         return float(words[0])
     if words[0] == "reported":
         _, system, metric, column = words
-        rows = _rows("tables/reported-vs-measured.csv")
+        rows = _rows(folder / "tables/reported-vs-measured.csv")
         (row,) = (r for r in rows if (r["system"], r["metric"]) == (system, metric))
         return float(row[column])
     attack, defense, column, *which = words
     seed = which[1] if which else seed
-    table, name = _home(column)
+    table, name = _home(folder, column)
     values = [
         float(row[name])
-        for row in _rows(table)
+        for row in _rows(folder / table)
         if (row["attack"], row["defense"]) == (attack, defense)
         and (seed is None or row.get("seed", seed) == seed)
         and (table != "tables/downstream.csv" or _of_victim(row, column))
@@ -105,10 +109,10 @@ def _term(term: str, seed: str | None) -> float:
     return sum(values) / len(values)
 
 
-def _home(column: str) -> tuple[str, str]:
+def _home(folder: Path, column: str) -> tuple[str, str]:
     """The table that has a column or metric, and what the column is called there."""
     for table in ("leaderboard.csv", "tables/differences.csv"):
-        if column in _rows(table)[0]:
+        if (folder / table).is_file() and column in _rows(folder / table)[0]:
             return table, column
     return "tables/downstream.csv", "value"
 
@@ -118,8 +122,8 @@ def _of_victim(row: dict[str, str], metric: str) -> bool:
 
 
 @cache
-def _rows(table: str) -> list[dict[str, str]]:
-    with (RESULTS / table).open(newline="", encoding="utf-8") as file:
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -155,7 +159,7 @@ def corrected(block: Block) -> str:
 
 
 pytestmark = pytest.mark.skipif(
-    not (RESULTS / "leaderboard.csv").is_file(), reason="results/ is not here: no checkout"
+    not LEADERBOARD.is_file(), reason="results/ is not here: no checkout"
 )
 
 
@@ -167,7 +171,7 @@ def test_every_figure_is_that_of_its_table(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_said_of_every_seed_holds_in_each(page):
-    seeds = sorted({row["seed"] for row in _rows("leaderboard.csv")})
+    seeds = sorted({row["seed"] for row in _rows(LEADERBOARD)})
     for block in blocks(page):
         for claim in block.claims:
             left, sign, right = re.split(r" ([<>]) ", claim)
@@ -181,7 +185,7 @@ def test_what_is_said_of_every_seed_holds_in_each(page):
 def _stored(source: str, seed: str) -> bool:
     attack, defense, *_ = source.split()
     names = (attack, defense, seed)
-    rows = _rows("leaderboard.csv")
+    rows = _rows(LEADERBOARD)
     return any((r["attack"], r["defense"], r["seed"]) == names for r in rows)
 
 
