@@ -117,10 +117,13 @@ class _Writer:
         for encoder in dict.fromkeys(self.found.encoders.values()):
             attacks: dict[str, list[dict[str, Place]]] = {}
             for place, row in self.found.rows.items():
-                if self.found.encoders.get(place) == encoder and _passes(row.values()):
+                # A set on which an attack cannot be judged at all is no gap in its mean.
+                skipped = row and all(c.status == "skipped" for c in row.values())
+                if self.found.encoders.get(place) == encoder and not skipped:
                     attacks.setdefault(place[self.found.fields.index("attack")], []).append(row)
-            if attacks:
-                lines.append(self._average(encoder, list(attacks.values())))
+            valid = [rows for rows in attacks.values() if _passes(rows)]
+            if valid:
+                lines.append(self._average(encoder, valid))
         return lines
 
     def _average(self, encoder: str, attacks: list[list[dict[str, Place]]]) -> tuple[str, ...]:
@@ -177,11 +180,11 @@ class _Writer:
             self.styles[self._line, position] = frozenset(styles)
 
 
-def _passes(places: Iterable[Place]) -> bool:
-    """Whether the attack of a row passes the validity gate wherever it was measured: the gate is
-    the attack's, also where a defense has no cell in the seed that fails it."""
-    gates = {c.status for c in places if c.seeds and not c.apart}
-    return "ok" in gates and gates.isdisjoint(_WORDS)
+def _passes(rows: Iterable[dict[str, Place]]) -> bool:
+    """Whether an attack passes the validity gate in one of its rows, wherever that was measured:
+    the gate is the attack's, also where a defense has no cell in the seed that fails it."""
+    gates = [{c.status for c in row.values() if c.seeds and not c.apart} for row in rows]
+    return any("ok" in found and found.isdisjoint(_WORDS) for found in gates)
 
 
 def _ranking(

@@ -121,6 +121,17 @@ def test_an_attack_that_fails_the_gate_in_a_seed_is_in_no_mean(tmp_path):
     assert rows["mean over 1 attack (resnet-simclr)"][3::4] == ("0.750", "0.750")
 
 
+@pytest.mark.parametrize("status", ["failed", "attack-weak"])
+def test_a_set_without_numbers_that_count_is_a_gap_in_the_mean_of_its_attack(tmp_path, status):
+    keys = [
+        write_cell(tmp_path, "x", "d", row={"downstream": "cifar10", "auroc": 0.9}),
+        write_cell(tmp_path, "x", "d", status=status, row={"downstream": "gtsrb"}),
+    ]
+    write_manifest(tmp_path, ["x"], ["d"], keys)
+    rows, _ = lines(DETECTION, load_results(tmp_path))
+    assert rows["mean over 1 attack (resnet-simclr)"][4] == "–"
+
+
 def test_cells_that_differ_in_an_unshown_field_get_rows_of_their_own(tmp_path):
     keys = [
         write_cell(tmp_path, "x", "d", row={"downstream": name, "auroc": value})
