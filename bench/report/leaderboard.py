@@ -95,10 +95,10 @@ def over_seeds(results: Results) -> pd.DataFrame:
 
     Beside the leaderboard's columns it has ``n_seeds`` and ``<metric>_low``, ``<metric>_high`` of
     :data:`INTERVAL_METRICS`. Over three or more seeds of which no two share an encoder, a
-    pretraining or an import: a 95 % interval of the mean, half as wide as the t interval between
-    seeds and the mean test-sampling interval in quadrature. Otherwise their stored test-sampling
-    intervals put together, from the lowest end to the highest. A mean is given only where every
-    seed has a value.
+    pretraining or an import: a 95 % interval of the mean, to either side the half-width of the t
+    interval between seeds and that of the mean test-sampling interval, added in quadrature.
+    Otherwise their stored test-sampling intervals put together, from the lowest end to the highest.
+    A mean is given only where every seed has a value.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in map(_row, results.cells):
