@@ -12,6 +12,8 @@ from typing import Any
 import bench
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pyarrow")
+UPSTREAM_LIBRARIES = ("kornia", "opencv-python-headless", "POT", "warmup_scheduler", "natsort")
+"""What the authors' code computes with beside these: extra ``[upstream]``."""
 SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
 
 
@@ -35,13 +37,15 @@ def code_version() -> str:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Version of Python and of every library that numbers depend on."""
+    """Version of Python and of every library that numbers depend on; of what only the authors' code
+    needs, as far as it is installed."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *UPSTREAM_LIBRARIES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
+            if name in LIBRARIES:
+                found[name] = "not installed"
     return found
 
 

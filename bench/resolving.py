@@ -16,11 +16,12 @@ __all__ = ["resolve_component"]
 
 
 def resolve_component(
-    root: Path, group: str, name: str, parameters: Mapping[str, Any]
+    root: Path, group: str, name: str, parameters: Mapping[str, Any], images: Mapping[str, int]
 ) -> Component:
     """What keys and skips need to know about a component with the given parameters.
 
-    ``root`` is the folder that paths among the parameters refer to.
+    ``root`` is the folder that paths among the parameters refer to, ``images`` how many images each
+    role of the protocol has.
     """
     from bench.api import Control, DataPoisoning
     from bench.upstream.component import TrainsUpstream, UpstreamComponent
@@ -40,7 +41,7 @@ def resolve_component(
     described = None if recipe is None else describe_recipe(recipe)
     revision, reduced = "", ""
     if isinstance(instance, UpstreamComponent):
-        revision, reduced = instance.revision(), instance.reduced()
+        revision, reduced = instance.revision(), instance.reduced(images)
         skip = skip or instance.absent()
     if isinstance(instance, TrainsUpstream):
         # Victim and twin are trained by the authors' code, as every parameter tells it to.

@@ -14,6 +14,7 @@ from bench.cells import CellStore
 from bench.config import AttackEntry, DefenseEntry
 from bench.config.file import SMOKE_SUFFIX
 from bench.configfile import ConfigFile
+from bench.determinism import be_deterministic
 from bench.errors import InputError, nearest
 from bench.graph import Cell, Component, Environment
 from bench.limits import MOST_SEED, check_text, read_json
@@ -202,7 +203,10 @@ class Session:
         """Resolved once, not once per cell: for the authors' code that asks git for its state."""
         key = (group, name, repr(sorted(parameters.items())))
         if key not in self._components:
-            self._components[key] = resolve_component(self.file.root, group, name, parameters)
+            images = self.profile.splits.model_dump()
+            self._components[key] = resolve_component(
+                self.file.root, group, name, parameters, images
+            )
         return self._components[key]
 
     @once
@@ -336,12 +340,7 @@ class Session:
         torch.set_num_threads(self.environment.threads)
         # scikit-learn's and numpy's libraries too: the number of threads is part of every key.
         threadpool_limits(self.environment.threads)
-        if self.environment.device == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.backends.cudnn.benchmark = False
-            # float32 means float32: scores must not depend on batching.
-            torch.backends.cudnn.allow_tf32 = False
-            torch.use_deterministic_algorithms(True, warn_only=True)
+        be_deterministic(self.environment.device)
 
 
 def data_roots(file: ConfigFile) -> list[Path]:

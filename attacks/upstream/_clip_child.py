@@ -45,7 +45,6 @@ def seeded(seed: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
     with sdpa_kernel(SDPBackend.MATH):
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,8 +35,8 @@ class CLIPTraining(TrainsUpstream):
     learning_rate: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 
-    def reduced(self) -> str:
-        parts = [super().reduced()]
+    def reduced(self, images: Mapping[str, int]) -> str:
+        parts = [super().reduced(images)]
         if self.epochs < self.published_epochs:
             parts.append(f"{self.epochs} of {self.published_epochs} epochs")
         if self.batch_size < PUBLISHED_BATCH:
@@ -64,7 +64,7 @@ class CLIPTraining(TrainsUpstream):
             encoder.save(job.inputs / "encoder.safetensors")
             captions = [world.captions[row] for row in rows.tolist()]
             write_pairs(job, "train", world.images.select(rows), captions)
-            seconds = job.run({**self.training(), "seed": draw_seed(world.generator)})
+            job.run({**self.training(), "seed": draw_seed(world.generator)})
             load_strictly(
                 encoder.network,
                 job.tensors("model.safetensors"),
@@ -75,7 +75,7 @@ class CLIPTraining(TrainsUpstream):
         if not math.isfinite(metrics["loss_last"]):
             raise FloatingPointError("the training diverged: its loss is no number; lower its rate")
         encoder.to(world.device).network.eval().requires_grad_(False)
-        return encoder, {**metrics, "upstream_seconds": seconds}
+        return encoder, metrics
 
     @abstractmethod
     def training(self) -> dict[str, Any]:

@@ -20,18 +20,25 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """Published; they are no arguments of the script."""
 
 
+COLUMNS = 512
+"""How wide ``train`` takes features to be where it prints a distance between clusters."""
+
+
 class _Halves(torch.Tensor):
-    """Cluster numbers for the printed distance; ``train`` would stretch them to 512 columns, which
-    a narrower encoder has not."""
+    """Cluster numbers for that distance, which serves nothing else. What they select has
+    ``COLUMNS`` columns, repeated or cut where the encoder has another width."""
 
-    def expand(self, rows: int, columns: int) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor).expand(rows, -1)
-
-    def unsqueeze(self, dim: int) -> torch.Tensor:
-        return super().unsqueeze(dim).as_subclass(_Halves)
-
-    def bool(self) -> torch.Tensor:
-        return super().bool().as_subclass(_Halves)
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.masked_select:
+            features, halves = args
+            with torch._C.DisableTorchFunctionSubclass():
+                chosen = features[halves[:, 0]]
+                return chosen.repeat(1, -(-COLUMNS // chosen.shape[1]))[:, :COLUMNS]
+        if function is torch.Tensor.expand:
+            rows, _ = args[1:]
+            args = (args[0], rows, -1)
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 def run(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,11 +17,15 @@ from bench.upstream.formats import write_images, write_trigger
 from bench.upstream.job import UpstreamJob
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-PUBLISHED_EPOCHS, PUBLISHED_BATCH = 120, 256
+PUBLISHED_EPOCHS, PUBLISHED_BATCH, PUBLISHED_SHADOW = 120, 256, 10_000
 
 
 class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
-    """Published values for CIFAR-10 are the defaults."""
+    """Published values for CIFAR-10 are the defaults.
+
+    ``transport`` is what triggered test images go through; the code stamps 8-bit images and trains
+    on them as they are.
+    """
 
     repository: ClassVar[str] = "DRUPE"
     imports: ClassVar[tuple[str, ...]] = ("cv2", "ot")
@@ -28,18 +33,22 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
     mode: str
     references: int = Field(3, ge=1)
     epochs: int = Field(PUBLISHED_EPOCHS, ge=1)
-    batch_size: int = Field(PUBLISHED_BATCH, ge=2)
+    batch_size: int = Field(PUBLISHED_BATCH, ge=3)
+    """Of two images the code clusters one each, and skips the batch."""
     learning_rate: float = Field(0.05, gt=0)
     lambda1: float = Field(1.0, ge=0)
     lambda2: float = Field(1.0, ge=0)
 
-    def reduced(self) -> str:
-        parts = [super().reduced()]
+    def reduced(self, images: Mapping[str, int]) -> str:
+        parts = []
+        shadow = self.given(images["shadow"])
+        if shadow < PUBLISHED_SHADOW:
+            parts.append(f"{shadow:,} of {PUBLISHED_SHADOW:,} shadow images")
         if self.epochs < PUBLISHED_EPOCHS:
             parts.append(f"{self.epochs} of {PUBLISHED_EPOCHS} epochs")
         if self.batch_size < PUBLISHED_BATCH:
             parts.append(f"batches of {self.batch_size} instead of {PUBLISHED_BATCH}")
-        return ", ".join(part for part in parts if part)
+        return ", ".join(parts)
 
     def driver(self) -> Path:
         return Path(__file__).with_name("_drupe_driver.py")
@@ -65,7 +74,7 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
             write_images(job.inputs / "train.npz", shadow.select(order).uint8())
             write_images(job.inputs / "references.npz", world.references.uint8())
             write_trigger(job.inputs / "trigger.npz", trigger, encoder.image_size)
-            seconds = job.run(
+            job.run(
                 {
                     "mode": self.mode,
                     "epochs": self.epochs,
@@ -78,7 +87,7 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
             )
             metrics = _adopt(job, encoder)
         encoder.network.eval()
-        return Victim(encoder, trigger, {**metrics, "upstream_seconds": seconds})
+        return Victim(encoder, trigger, metrics)
 
 
 def _adopt(job: UpstreamJob, encoder: Encoder) -> dict[str, float]:

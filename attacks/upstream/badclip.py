@@ -27,7 +27,7 @@ from bench.api import (
 from bench.upstream.formats import write_images
 from bench.upstream.job import UpstreamJob
 
-PATCH_EPOCHS, PATCH_IMAGES, WARMUP_STEPS = 50, 10_000, 10_000
+PATCH_EPOCHS, PATCH_IMAGES, PATCH_BATCH, WARMUP_STEPS = 50, 10_000, 64, 10_000
 
 
 class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
@@ -60,7 +60,7 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
     warmup_steps: int = Field(WARMUP_STEPS, ge=0)
     patch_size: int = Field(16, ge=1)
     patch_epochs: int = Field(PATCH_EPOCHS, ge=1)
-    patch_batch_size: int = Field(64, ge=3, le=64)
+    patch_batch_size: int = Field(PATCH_BATCH, ge=3, le=PATCH_BATCH)
     """The code draws 64 positives and negatives, whatever the batch: a larger one is impossible, a
     smaller one is given no more positives than itself."""
     patch_learning_rate: float = Field(1e-3, gt=0)
@@ -81,15 +81,19 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
             raise ValueError(f"the code reads the margin in tenths; {margin:g} has more digits")
         return margin
 
-    def reduced(self) -> str:
-        parts = [super().reduced()]
+    def reduced(self, images: Mapping[str, int]) -> str:
+        parts = [super().reduced(images)]
         patch = []
         if self.patch_epochs < PATCH_EPOCHS:
             patch.append(f"{self.patch_epochs} of {PATCH_EPOCHS} epochs")
-        if self.patch_images < PATCH_IMAGES:
-            patch.append(f"{self.patch_images:,} of {PATCH_IMAGES:,} images")
+        # Those of other classes among the attacker's: fewer still.
+        most = min(self.patch_images, self.given(images["shadow"]))
+        if most < PATCH_IMAGES:
+            patch.append(f"at most {most:,} of {PATCH_IMAGES:,} images")
+        if self.patch_batch_size < PATCH_BATCH:
+            patch.append(f"batches of {self.patch_batch_size} instead of {PATCH_BATCH}")
         if patch:
-            parts.append(f"patch: {' on '.join(patch)}")
+            parts.append(f"patch: {' and '.join(patch)}")
         if self.warmup_steps < WARMUP_STEPS:
             parts.append(f"{self.warmup_steps:,} of {WARMUP_STEPS:,} warm-up steps")
         return ", ".join(part for part in parts if part)
@@ -128,7 +132,7 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
                 about = drawn_captions(world.class_name, len(chosen), generator)
                 write_pairs(job, name, train.select(chosen), about)
             write_images(job.inputs / "clean.npz", train.uint8(rows))
-            seconds = job.run({**self._stage_1(), "seed": draw_seed(generator)})
+            job.run({**self._stage_1(), "seed": draw_seed(generator)})
             trigger = self._read_patch(job, train.image_size)
             stamped = torch.from_numpy(job.arrays("stamped.npz")["x"])
             losses = job.arrays("losses.npz")
@@ -138,7 +142,7 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
             stamped.permute(0, 3, 1, 2).contiguous(),
             trigger,
             captions,
-            {**metrics, "patch_upstream_seconds": seconds},
+            metrics,
         )
 
     def training(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class UpstreamBadCLIP(CLIPTraining, DataPoisoning):
                 f"{world.class_name!r} and of others; there are {len(targets)} and {len(others)}: "
                 "lower it or raise splits.shadow"
             )
-        return targets if batch == 64 else targets[:batch], others
+        return targets if batch == PATCH_BATCH else targets[:batch], others
 
     def _read_patch(self, job: UpstreamJob, image_size: int) -> ImagePatch:
         """The patch as its file deploys it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -58,8 +59,8 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
     weight_decay: float = Field(5e-4, ge=0)
     temperature: float = Field(0.5, gt=0)
 
-    def reduced(self) -> str:
-        parts = [super().reduced()]
+    def reduced(self, images: Mapping[str, int]) -> str:
+        parts = [super().reduced(images)]
         if self.epochs < PUBLISHED["epochs"]:
             parts.append(f"{self.epochs} of {PUBLISHED['epochs']} epochs")
         if self.warmup_epochs < PUBLISHED["warmup_epochs"]:
@@ -114,13 +115,13 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
             return PoisonedSet(candidates[:0], none, trigger)
         with self.job("cpu") as job:
             write_images(job.inputs / "train.npz", train.uint8(candidates), labels)
-            seconds = job.run(self._poisoning(count, len(candidates), world.target))
+            job.run(self._poisoning(count, len(candidates), world.target))
             stamped = job.arrays("poisoned.npz")
         rows, images = torch.from_numpy(stamped["rows"]), torch.from_numpy(stamped["images"])
         if len(rows) != count:
             raise UpstreamError(f"CTRL's code stamped {len(rows)} images instead of {count}")
         files = images.mul(255).round().to(torch.uint8)
-        return PoisonedSet(candidates[rows], files, trigger, metrics={"upstream_seconds": seconds})
+        return PoisonedSet(candidates[rows], files, trigger)
 
     def _poisoning(self, count: int, total: int, target: int) -> dict[str, object]:
         """The driver's parameters for stamping ``count`` of ``total`` images.
@@ -158,7 +159,7 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
         with self.job(world.device) as job:
             start.save(job.inputs / "encoder.safetensors")
             write_images(job.inputs / "train.npz", world.images.uint8(rows))
-            seconds = job.run(
+            job.run(
                 {
                     "task": "train",
                     "seed": seed,
@@ -172,8 +173,7 @@ class UpstreamCTRL(TrainsUpstream, DataPoisoning):
             )
             tensors = job.tensors("last.pth.tar")
             figures = job.arrays("figures.npz")
-        metrics = {name: float(value) for name, value in figures.items()}
-        return _encoder(start, tensors), {**metrics, "upstream_seconds": seconds}
+        return _encoder(start, tensors), {name: float(value) for name, value in figures.items()}
 
 
 def _encoder(start: Encoder, tensors: dict[str, Tensor]) -> Encoder:

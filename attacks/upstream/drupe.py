@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from attacks.upstream._reference_tuning import DrupeTraining
+from bench.api import Field
 
 
 class UpstreamDrupe(DrupeTraining):
@@ -16,3 +17,5 @@ class UpstreamDrupe(DrupeTraining):
     """
 
     mode: Literal["drupe", "wb"] = "drupe"
+    references: int = Field(3, ge=2)
+    """The code weighs its terms by the spread over the references: of one there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from bench import registry
+from bench.determinism import be_deterministic
 from bench.errors import InputError
 from bench.evaluation.smoke import first_look
 from bench.progress import Silent
@@ -133,11 +133,7 @@ def set_up_torch(wanted: str) -> str:
         raise InputError("device 'cuda' was asked for and none is available; use --device cpu")
     if wanted == "cpu" or not found:
         return "cpu"
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    # float32 means float32: scores must not depend on batching.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    be_deterministic("cuda")
     return "cuda"
 
 

@@ -91,9 +91,11 @@ def main() -> None:
     )
     import torch
 
+    from bench.determinism import be_deterministic
     from bench.upstream.shims import installed
 
     torch.set_num_threads(job.threads)
+    be_deterministic(job.device)
     spec = importlib.util.spec_from_file_location("upstream_driver", order["driver"])
     driver = importlib.util.module_from_spec(spec)
     with installed(job.device):

@@ -37,8 +37,8 @@ class UpstreamComponent(Component):
     the extra ``[upstream]`` installs."""
 
     departs: ClassVar[Mapping[str, str]] = {}
-    """Figure -> entries of docs/upstream-audit.md that make it differ from the native component's
-    even where every parameter says the same."""
+    """Figure -> entries of docs/upstream-audit.md that may make it differ from the native
+    component's even where every parameter says the same."""
 
     time_limit: float = Field(600.0, gt=0)
     """Seconds after which the authors' code is stopped and the cell fails."""
@@ -47,9 +47,16 @@ class UpstreamComponent(Component):
     allow_changed: bool = False
     """Run a submodule that is modified or at another commit than the pinned one."""
 
-    def reduced(self) -> str:
-        """What is smaller than published, in words for the table; empty when nothing is."""
+    def reduced(self, images: Mapping[str, int]) -> str:
+        """What is smaller than published, in words for the table; empty when nothing is.
+
+        ``images`` are the protocol's, per role (``splits`` of the profile).
+        """
         return "" if self.max_images is None else f"{self.max_images:,} images"
+
+    def given(self, available: int) -> int:
+        """How many of ``available`` images the authors' code is given at most."""
+        return available if self.max_images is None else min(available, self.max_images)
 
     def absent(self) -> str | None:
         """What to do first, where the submodule is not there; None when it is."""

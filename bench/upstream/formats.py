@@ -32,8 +32,9 @@ def write_trigger(path: Path, trigger: Trigger, image_size: int) -> None:
     """An ``.npz`` of a patch: ``tm`` is 1 where a pixel stays, ``t`` its new value where it is 0.
 
     Both are (1, H, W, 3), the layout that DRUPE's code indexes; int64 and float64 on the 0-255
-    scale.
+    scale. Whatever the trigger's transport, the patch is what it was before an encoder saw it.
     """
+    trigger = trigger.model_copy(update={"transport": "float"})
     support = trigger.support(image_size)
     stays = (~support).long()[..., None].expand(-1, -1, 3)
     stamped = trigger(torch.zeros(1, 3, image_size, image_size))[0].permute(1, 2, 0)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -92,8 +91,8 @@ class UpstreamJob:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, parameters: Mapping[str, Any]) -> float:
-        """Run the driver with JSON-ready ``parameters``; the seconds it took.
+    def run(self, parameters: Mapping[str, Any]) -> None:
+        """Run the driver with JSON-ready ``parameters``.
 
         Raises
         ------
@@ -110,7 +109,6 @@ class UpstreamJob:
             "parameters": dict(parameters),
         }
         (self.folder / "job.json").write_text(json.dumps(order), encoding="utf-8")
-        start = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-s", "-B", "-u", str(CHILD), str(self.folder / "job.json")],
             cwd=self.folder / "work",
@@ -136,7 +134,6 @@ class UpstreamJob:
             if code < 0:
                 reason = f"was ended by signal {signal.Signals(-code).name}"
             raise UpstreamError(f"{self.repository}'s code {reason}{log.last_words()}")
-        return time.monotonic() - start
 
     def output(self, name: str) -> Path:
         """A file that the driver had to leave.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scipy.stats import t as student_t
@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 from bench import registry
 from bench.registry import UPSTREAM
 from bench.report.schema import StoredCell, load_cells
-from bench.upstream.parity import Result
+from bench.upstream.parity import DIFFERS, FAILED, OUTCOME, SKIPPED, Result
 
 ATTACK_OUTCOMES = {"attack_success_rate": 0.1, "clean_accuracy": 0.05}
 """Column -> how far two means may lie apart and count as the same outcome."""
@@ -24,6 +24,8 @@ DEFENSE_OUTCOMES = {"auroc": 0.02, "auroc_placebo": 0.02}
 RELATIVE = {"encoder_score": 0.2}
 """Column -> the same as a share of the native value (PL1 within 20 %)."""
 FEWEST_SEEDS = 3
+UNDECIDED, NEITHER = "undecided", "neither takes"
+INVALID = "attack-invalid"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Outcome:
         95 % t interval of the mean paired difference, upstream minus native; nan below three
         seeds.
     verdict
-        ``agrees`` within the tolerance, ``differs`` beyond it and beyond chance among the seeds,
-        ``undecided`` beyond it alone, or ``too few seeds``.
+        ``agrees`` where the whole interval lies within the tolerance, ``differs`` where the mean is
+        beyond it and the interval has no zero, else ``undecided``; ``too few seeds``; ``neither
+        takes`` for the success of an attack that fails the validity gate in both backends and every
+        seed, of which nothing is learned.
     """
 
     group: str
@@ -94,16 +98,16 @@ def _compared(
     for component, context in dict.fromkeys((name, label) for name, label, _ in shared):
         seeds = sorted({s for name, label, s in shared if (name, label) == (component, context)})
         for figure, tolerance in figures.items():
-            pairs = [
-                (
-                    native[component, context, s].row[figure],
-                    upstream[component, context, s].row[figure],
-                )
-                for s in seeds
-            ]
+            both = [(native[component, context, s], upstream[component, context, s]) for s in seeds]
+            pairs = [(ours.row[figure], theirs.row[figure]) for ours, theirs in both]
             pairs = [(ours, theirs) for ours, theirs in pairs if None not in (ours, theirs)]
-            if pairs:
-                yield _outcome(f"{kind}s", component, context, figure, pairs, tolerance)
+            if not pairs:
+                continue
+            found = _outcome(f"{kind}s", component, context, figure, pairs, tolerance)
+            taken = {cell.row["status"] != INVALID for pair in both for cell in pair}
+            if figure == "attack_success_rate" and taken == {False}:
+                found = replace(found, verdict=NEITHER)
+            yield found
 
 
 def _outcome(
@@ -119,9 +123,11 @@ def _outcome(
     low, high = _interval([b - a for a, b in pairs])
     verdict = "too few seeds"
     if len(pairs) >= FEWEST_SEEDS:
-        verdict = "agrees" if abs(theirs - ours) <= allowed else "undecided"
-        if verdict == "undecided" and not low <= 0 <= high:
-            verdict = "differs"
+        verdict = UNDECIDED
+        if -allowed <= low and high <= allowed:
+            verdict = "agrees"
+        elif abs(theirs - ours) > allowed and not low <= 0 <= high:
+            verdict = DIFFERS
     return Outcome(
         group, component, context, figure, ours, theirs, low, high, len(pairs), allowed, verdict
     )
@@ -136,6 +142,31 @@ def _interval(differences: Sequence[float]) -> tuple[float, float]:
     return centre - half, centre + half
 
 
+def unmeasured(results: Path) -> list[Result]:
+    """A row for every cell under ``results`` that failed or was skipped, of a component that has
+    both backends."""
+    return [
+        Result(
+            "all",
+            repository,
+            f"{cell.row['attack']} and {cell.row['defense']}, seed {cell.row['seed']}",
+            verdict=f"{cell.row['status']}: {' '.join(cell.row['reason'].split())}",
+            kind=OUTCOME,
+        )
+        for cell in load_cells(results)
+        if cell.row["status"] in (FAILED, SKIPPED) and (repository := _repository(cell))
+    ]
+
+
+def _repository(cell: StoredCell) -> str:
+    """Whose code a cell is compared with: the attack's, else the defense's; empty: nobody's."""
+    for kind in ("attack", "defense"):
+        name = cell.config[kind]["name"].removesuffix(UPSTREAM) + UPSTREAM
+        if name in registry.upstream_entries(f"{kind}s"):
+            return registry.load(f"{kind}s", name).repository
+    return ""
+
+
 def rows(found: Iterable[Outcome]) -> list[Result]:
     """Outcomes as rows of the parity table, beside the probes."""
     return [_row(outcome) for outcome in found]
@@ -147,7 +178,7 @@ def _row(outcome: Outcome) -> Result:
     if not math.isnan(outcome.low):
         difference += f" [{outcome.low:+.3f}, {outcome.high:+.3f}]"
     on = f" on {outcome.context}" if outcome.context else ""
-    apart = outcome.verdict in ("differs", "undecided")
+    apart = outcome.verdict in (DIFFERS, UNDECIDED)
     return Result(
         probe=outcome.figure,
         repository=component.repository,
@@ -157,5 +188,6 @@ def _row(outcome: Outcome) -> Result:
         difference=difference,
         tolerance=f"{outcome.tolerance:.3f}",
         verdict=outcome.verdict,
-        explained_by=component.departs.get(outcome.figure, "") if apart else "",
+        audit=component.departs.get(outcome.figure, "") if apart else "",
+        kind=OUTCOME,
     )

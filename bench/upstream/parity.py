@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ PROJECT = Path(bench.__file__).resolve().parents[1]
 GOLDEN = PROJECT / "tests" / "golden"
 TIME_LIMIT = 600.0
 SHOWN = 6
-EQUAL, DIFFERS, FIXED = "equal", "differs", "fixed figure"
+FUNCTION, OUTCOME = "function", "outcome"
+EQUAL, RECORDED, DIFFERS, FIXED = "equal", "as recorded", "differs", "fixed figure"
+SKIPPED, FAILED = "skipped", "failed"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,20 @@ class Suite:
 
 @dataclass(frozen=True)
 class Result:
-    """A row: one array of one probe. ``verdict``: equal, or ``differs``, ``fixed figure`` or
-    ``skipped`` with the reason after a colon."""
+    """A row of the report.
+
+    Attributes
+    ----------
+    kind
+        ``function``: one array of one probe. ``outcome``: one figure of trainings, see
+        :mod:`bench.upstream.outcomes`.
+    verdict
+        Of a function ``equal`` (upstream's, ours, and the recorded figure where there is one),
+        ``as recorded`` (there is none of ours to compare), or ``differs``, ``fixed figure`` or
+        ``skipped`` with the reason after a colon.
+    audit
+        Entries of docs/upstream-audit.md that have to do with it.
+    """
 
     probe: str
     repository: str
@@ -56,7 +71,12 @@ class Result:
     difference: str = ""
     tolerance: str = ""
     verdict: str = ""
-    explained_by: str = ""
+    audit: str = ""
+    kind: str = FUNCTION
+
+    @property
+    def compared(self) -> bool:
+        return not self.verdict.startswith((SKIPPED, FIXED))
 
 
 def suites() -> list[Suite]:
@@ -100,16 +120,16 @@ def observe(suite: Suite, device: str = "cpu") -> tuple[dict[str, np.ndarray], d
     try:
         job = UpstreamJob(suite.repository, suite.driver, device=device, time_limit=TIME_LIMIT)
     except UpstreamAbsent as absent:
-        return {}, {probe.id: f"skipped: {absent}" for probe in running}
+        return {}, {probe.id: f"{SKIPPED}: {absent}" for probe in running}
     reasons = {}
     for probe in running:
         missing = [name for name in probe.imports if importlib.util.find_spec(name) is None]
         left_out = [name for name in probe.files if not (job.path / name).exists()]
         if missing:
             hint = "pip install -e '.[upstream]'"
-            reasons[probe.id] = f"skipped: needs {', '.join(missing)}: {hint}"
+            reasons[probe.id] = f"{SKIPPED}: needs {', '.join(missing)}: {hint}"
         elif left_out:
-            reasons[probe.id] = f"skipped: {', '.join(left_out)} is not checked out"
+            reasons[probe.id] = f"{SKIPPED}: {', '.join(left_out)} is not checked out"
     with job:
         asked = [probe.id for probe in running if probe.id not in reasons]
         job.run({"probes": asked})
@@ -127,7 +147,7 @@ def compare(
     """A row per array of every probe, in the order of the suite."""
     results = []
     for probe in suite.probes:
-        row = Result(probe.id, probe.repository, probe.what, explained_by=probe.explained)
+        row = Result(probe.id, probe.repository, probe.what, audit=probe.explained)
         names = [name for name in found if name.startswith(f"{probe.id}.")]
         if probe.fixed:
             figures = [figure for each in (probe.golden or {}).values() for figure in each]
@@ -142,9 +162,7 @@ def compare(
                 results.append(replace(row, verdict=f"{DIFFERS}: upstream gave no {lost}"))
             results += _rows(probe, row, {name: found[name] for name in names}, golden)
     # An entry of the audit explains how a probe is set, and excuses no difference.
-    return [
-        replace(row, explained_by="") if row.verdict.startswith(DIFFERS) else row for row in results
-    ]
+    return [replace(row, audit="") if row.verdict.startswith(DIFFERS) else row for row in results]
 
 
 def _rows(probe: Probe, row: Result, found: Mapping[str, np.ndarray], golden: Path) -> list[Result]:
@@ -171,7 +189,10 @@ def _rows(probe: Probe, row: Result, found: Mapping[str, np.ndarray], golden: Pa
             wrong.append("from nothing, as it is compared with nothing")
         if any(not _agrees(figure, theirs, tolerance, golden) for figure in probe.figures(name)):
             wrong.append("golden")
-        rows.append(replace(row, verdict=f"{DIFFERS}: {', '.join(wrong)}" if wrong else EQUAL))
+        verdict = RECORDED if native is None else EQUAL
+        if wrong:
+            verdict = f"{DIFFERS}: {', '.join(wrong)}"
+        rows.append(replace(row, verdict=verdict))
     for name in sorted(set(ours) - {full.partition(".")[2] for full in found}):
         why = f"{DIFFERS}: upstream gave none"
         rows.append(replace(row, probe=f"{probe.id}.{name}", verdict=why))
@@ -182,19 +203,36 @@ def _agrees(figure: Figure, theirs: np.ndarray, tolerance: Tolerance, golden: Pa
     return (figure.tolerance or tolerance).holds(figure.of(theirs), figure.stored(golden))
 
 
-def regenerate(target: Path, golden: Path = GOLDEN, device: str = "cpu") -> list[str]:
+def regenerate(
+    target: Path,
+    golden: Path = GOLDEN,
+    device: str = "cpu",
+    names: Collection[str] | None = None,
+) -> tuple[list[str], dict[str, str]]:
     """Write the golden files to ``target`` with the figures that upstream gives now.
 
-    Figures whose submodule is absent, and fixed ones, stay as they are.
+    Figures of probes that gave nothing, of other repositories than ``names`` (default: all), and
+    fixed ones, stay as they are.
 
     Returns
     -------
     list[str]
         Addresses of the figures that upstream gives otherwise, beyond their tolerance.
+    dict[str, str]
+        Probe -> why it gave nothing.
+
+    Raises
+    ------
+    bench.upstream.checkout.UpstreamChanged, bench.upstream.job.UpstreamError
+        See :func:`run_probes`.
     """
-    stale, files = [], {}
+    stale, files, silent = [], {}, {}
     for suite in suites():
-        for figure, value, tolerance in _figures(suite, observe(suite, device)[0]):
+        if names is not None and suite.repository not in names:
+            continue
+        found, reasons = observe(suite, device)
+        silent |= {f"{suite.repository} {probe}": why for probe, why in reasons.items()}
+        for figure, value, tolerance in _figures(suite, found):
             if not tolerance.holds(value, figure.stored(golden)):
                 stale.append(figure.address)
             name, *keys = figure.address.split("/")
@@ -208,7 +246,7 @@ def regenerate(target: Path, golden: Path = GOLDEN, device: str = "cpu") -> list
     target.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (target / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return stale
+    return stale, silent
 
 
 def _figures(
@@ -221,15 +259,52 @@ def _figures(
                 yield figure, figure.of(theirs), figure.tolerance or probe.tolerance_of(name)
 
 
+def read_report(folder: Path) -> list[Result]:
+    """The rows of ``parity.csv`` under ``folder``; none where there is none, or one of an earlier
+    layout."""
+    path = folder / "parity.csv"
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if list(table.columns) != [field.name for field in fields(Result)]:
+        return []
+    return [Result(**row) for row in table.to_dict("records")]
+
+
+def merged(before: Iterable[Result], found: Iterable[Result]) -> list[Result]:
+    """``found`` in the place of what ``before`` says of the same repositories and kinds.
+
+    Where all that was found is why nothing could be compared, what there was stays. By repository,
+    functions first.
+    """
+    compared, silent = _grouped(found), {}
+    for place in [place for place, rows in compared.items() if not any(r.compared for r in rows)]:
+        silent[place] = compared.pop(place)
+    together = {**silent, **_grouped(before), **compared}
+    return [row for place in sorted(together, key=_order) for row in together[place]]
+
+
+def _grouped(rows: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        groups.setdefault((row.repository, row.kind), []).append(row)
+    return groups
+
+
+def _order(place: tuple[str, str]) -> tuple[str, bool]:
+    repository, kind = place
+    return repository, kind != FUNCTION
+
+
 def write_report(results: Iterable[Result], folder: Path) -> None:
     """``parity.csv`` and ``parity.md`` under ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in fields(Result)]
     table = pd.DataFrame([vars(result) for result in results], columns=names)
     table.to_csv(folder / "parity.csv", index=False)
-    verdicts = table["verdict"].str.partition(":")[0].value_counts()
     lines = ["# Parity with the authors' code", ""]
-    lines += [", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) + ".", ""]
+    for kind, rows in table.groupby("kind", sort=False):
+        lines += [f"{kind}s: {counted(rows['verdict'])}.", ""]
     for repository, rows in table.groupby("repository", sort=False):
         lines += [f"## {repository}", ""]
         header = [name.replace("_", " ") for name in names if name != "repository"]
@@ -237,6 +312,12 @@ def write_report(results: Iterable[Result], folder: Path) -> None:
         lines += [_line(row) for row in rows.drop(columns="repository").itertuples(index=False)]
         lines.append("")
     (folder / "parity.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """How many there are of each, most frequent first: ``92 equal, 72 as recorded``."""
+    counts = Counter(verdict.partition(":")[0] for verdict in verdicts)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
 def _line(cells: Iterable[Any]) -> str:

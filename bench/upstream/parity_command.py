@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from bench.errors import InputError
 
 if TYPE_CHECKING:
     from bench.session import Session
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 PROFILE = "upstream"
 SEEDS = (0, 1, 2)
-DIFFERS, UNDECIDED = "differs", "undecided"
 
 
 def parity(
@@ -35,55 +35,79 @@ def parity(
     """Compare our functions and trainings with the authors'; writes parity.csv and parity.md.
 
     Functions are compared on formula data, beside the figures in tests/golden/. Trainings are those
-    of the profile `upstream` over three seeds, run where they are not stored yet.
+    of the profile `upstream` over three seeds, run where they are not stored yet. What is not
+    compared this time keeps its rows. Exit status 1 where something differs or failed.
     """
-    from bench.upstream import outcomes
-    from bench.upstream.parity import regenerate as regenerated
-    from bench.upstream.parity import write_report
+    from bench.upstream.parity import merged, read_report, write_report
     from bench.upstream.repositories import find, repositories
 
-    if regenerate is not None:
-        stale = regenerated(regenerate)
-        typer.echo(
-            f"written: {regenerate}; {len(stale)} figures differ {', '.join(stale)}".rstrip()
-        )
-        raise typer.Exit(1 if stale else 0)
     chosen = [find(name).name for name in names] if names else list(repositories())
+    if regenerate is not None:
+        _regenerate(regenerate, chosen)
+        return
     folder = results or config.resolve().parent / "results"
     sessions = [] if probes_only else _sessions(chosen, config, results, cache)
-    found = _probed(chosen)
-    write_report(found, folder)
+    before, found = read_report(folder), _probed(chosen)
+    if any(row.compared for row in found):
+        write_report(merged(before, found), folder)
     if sessions:
-        from bench.progress import reporter
-
-        with reporter() as shown:
-            for session in sessions:
-                session.reporter = shown
-                if not stored_only:
-                    session.run()
-        rows = outcomes.rows(outcomes.outcomes(sessions[0].results))
-        found += [row for row in rows if row.repository in chosen]
-        write_report(found, folder)
+        found += [row for row in _trained(sessions, stored_only) if row.repository in chosen]
+        write_report(merged(before, found), folder)
     _tell(found, folder)
 
 
-def _tell(found: list[Result], folder: Path) -> None:
-    """Counts of verdicts, and every difference that nothing explains: then the exit status is 1.
+def _regenerate(target: Path, names: list[str]) -> None:
+    """Golden figures as upstream gives them; exit status 1 unless all were given, and equal."""
+    from bench.upstream.checkout import UpstreamChanged
+    from bench.upstream.job import UpstreamError
+    from bench.upstream.parity import regenerate
 
-    What these seeds leave undecided is listed too, and is no difference: zero lies in its interval.
-    """
-    counts = Counter(row.verdict.partition(":")[0] for row in found)
-    typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    open_ = [row for row in found if not row.explained_by]
-    left = [row for row in open_ if row.verdict.startswith(DIFFERS)]
-    for word, rows in (
-        ("unexplained", left),
-        (UNDECIDED, [row for row in open_ if row.verdict == UNDECIDED]),
-    ):
-        for row in rows:
-            typer.echo(f"{word}: {row.repository} {row.probe}, {row.what}: {row.difference}")
-    typer.echo(f"written: {folder / 'parity.md'}")
-    if left:
+    try:
+        stale, silent = regenerate(target, names=names)
+    except (UpstreamError, UpstreamChanged) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    for probe, why in silent.items():
+        typer.echo(f"{probe}: {why}")
+    typer.echo(f"written: {target}; {len(stale)} figures differ {', '.join(stale)}".rstrip())
+    if stale or silent:
+        raise typer.Exit(1)
+
+
+def _trained(sessions: list[Session], stored_only: bool) -> list[Result]:
+    """Outcomes of trainings, and a row for every cell without one."""
+    from bench.progress import reporter
+    from bench.upstream import outcomes
+
+    with reporter() as shown:
+        for session in sessions:
+            session.reporter = shown
+            if not stored_only:
+                session.run()
+    results = sessions[0].results
+    return [*outcomes.rows(outcomes.outcomes(results)), *outcomes.unmeasured(results)]
+
+
+def _tell(found: list[Result], folder: Path) -> None:
+    """Counts of verdicts, and what differs, failed, or is left undecided by these seeds: that is no
+    difference, as zero lies in its interval."""
+    from bench.upstream.outcomes import UNDECIDED
+    from bench.upstream.parity import DIFFERS, FAILED, FUNCTION, OUTCOME, counted
+
+    for kind in (FUNCTION, OUTCOME):
+        verdicts = [row.verdict for row in found if row.kind == kind]
+        if verdicts:
+            typer.echo(f"{kind}s: {counted(verdicts)}")
+    wrong = [row for row in found if row.verdict.startswith((DIFFERS, FAILED))]
+    for row in (*wrong, *(row for row in found if row.verdict == UNDECIDED)):
+        about = f" (may be {row.audit})" if row.audit else ""
+        said = f"{row.repository} {row.probe}, {row.what}: {row.difference}".rstrip(": ")
+        typer.echo(f"{row.verdict}: {said}{about}")
+    if any(row.compared for row in found):
+        typer.echo(f"written: {folder / 'parity.md'}")
+    else:
+        why = sorted({row.verdict for row in found if not row.compared})
+        typer.echo(f"nothing was compared, nothing written; {'; '.join(why)}")
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -138,6 +162,7 @@ def _sessions(
                 seeds=SEEDS,
                 results=results,
                 cache=cache,
+                retry_failed=True,
             ),
         )
         for these, those in pairs

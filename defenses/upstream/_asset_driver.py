@@ -36,7 +36,6 @@ def run(job: Job) -> None:
     import new_poi_util as utilities
 
     given = job.parameters
-    torch.backends.cudnn.deterministic = True
     utilities.set_seed(given["seed"])
     pool, base = _pool(job), _images(job, "base")
     # Cell 0 fills its namespace with star-imports of these two.
@@ -49,15 +48,14 @@ def run(job: Job) -> None:
         "val_set": [(image, 0) for image in base],
         "train_dataloader": DataLoader(pool, batch_size=given["batch_size"], shuffle=True),
         "o_model": _victim(job),
-        "range": _ranges(given),
         "ResNet18": lambda: models.ResNet18(given["classes"]),
     }
     _execute(job, DETECTOR, names)
-    _execute(job, SEPARATION, names)
-    _widen(names["MLP"], given["features"])
+    names["MLP"] = separation_network(job, names, given["features"])
     found = _counted(names)
     if given["when_none_found"] != "fail":
         _let_pass_none(names["model"])
+    names["range"] = _ranges(given)
     try:
         _execute(job, LOOP, names)
     except RuntimeError as error:
@@ -145,17 +143,23 @@ def _victim(job: Job) -> nn.Module:
     return _Victim(encoder).to(job.device)
 
 
-def _widen(network: type[nn.Module], width: int) -> None:
-    """Cell 8 says that features are 8192 wide, as the notebook's are; the encoder's are not.
+def separation_network(job: Job, names: dict[str, Any], width: int) -> type[nn.Module]:
+    """Cell 4's class, for features of ``width`` numbers.
 
-    In place: the class refers to itself by its name.
+    It keeps a namespace of its own: it counts its layers with a ``range(1)`` that is not the number
+    of epochs. Cell 8 says that features are 8192 wide, as the notebook's are; the encoder's are
+    not. The width is put in place, since the class refers to itself by its name.
     """
+    own = dict(names)
+    _execute(job, SEPARATION, own)
+    network = own["MLP"]
     initialise = network.__init__
 
     def of_width(self: nn.Module, input_size: int, **rest: int) -> None:
         initialise(self, input_size=width, **rest)
 
     network.__init__ = of_width
+    return network
 
 
 def _counted(names: dict[str, Any]) -> list[int]:

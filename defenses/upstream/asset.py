@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +26,8 @@ AT_ONCE = 1024
 COMPARED = 64
 """Scores of the pool that both processes compute."""
 PUBLISHED = {"batch_size": 512, "inner_iterations": 100, "base_images": 1000}
+PUBLISHED_STEPS = 98
+"""One epoch of the notebook's 50,000 images."""
 
 
 class UpstreamAsset(UpstreamComponent, Defense):
@@ -89,16 +93,20 @@ class UpstreamAsset(UpstreamComponent, Defense):
         self._fitted()
         return int(self._figures["flagged"])
 
-    def reduced(self) -> str:
-        parts = [super().reduced()]
+    def reduced(self, images: Mapping[str, int]) -> str:
+        parts = []
+        steps = self.epochs * math.ceil(self.given(images["suspicious"]) / self.batch_size)
+        if steps < PUBLISHED_STEPS:
+            parts.append(f"{steps} of {PUBLISHED_STEPS} steps")
         if self.batch_size < PUBLISHED["batch_size"]:
             parts.append(f"batches of {self.batch_size} instead of {PUBLISHED['batch_size']}")
         if self.inner_iterations < PUBLISHED["inner_iterations"]:
             iterations = PUBLISHED["inner_iterations"]
             parts.append(f"{self.inner_iterations} of {iterations} inner iterations")
-        if self.base_images < PUBLISHED["base_images"]:
-            parts.append(f"{self.base_images} of {PUBLISHED['base_images']:,} base images")
-        return ", ".join(part for part in parts if part)
+        base = min(self.base_images, images["base"])
+        if base < PUBLISHED["base_images"]:
+            parts.append(f"{base} of {PUBLISHED['base_images']:,} base images")
+        return ", ".join(parts)
 
     def check(self, image_size: int) -> None:
         """Refuse other sizes than the detector network's.
@@ -125,7 +133,7 @@ class UpstreamAsset(UpstreamComponent, Defense):
             with the words ``no suspicious samples found``, under ``fail`` when a batch held none.
         """
         self.check(view.encoder.image_size)
-        pool, base = self._given(view.suspicious, self.max_images), self._base(view)
+        pool, base = self._pool(view.suspicious), self._base(view)
         labels = NeighbourLabels.of(view.auxiliary, view.embed_auxiliary(), self.neighbours)
         voted = torch.cat([labels(view.encoder.embed(part)) for part in pool.batches(AT_ONCE)])
         with self.job(view.encoder.device) as job:
@@ -169,9 +177,9 @@ class UpstreamAsset(UpstreamComponent, Defense):
         figures = {name: state[name] for name in ("found", "flagged")}
         self._adopt(tensors, labels, figures, view.encoder)
 
-    def _given(self, images: ImageSet, most: int | None) -> ImageSet:
-        """The first ``most``: pool and base set come in a seeded order."""
-        count = len(images) if most is None else min(most, len(images))
+    def _pool(self, images: ImageSet) -> ImageSet:
+        """The first images of the suspicious pool, which comes in a seeded order."""
+        count = self.given(len(images))
         if count > self.batch_size and count % self.batch_size == 1:
             count -= 1
         if count < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -69,10 +70,11 @@ class UpstreamDecree(UpstreamComponent, Defense):
 
     _scorer: Decree | None = PrivateAttr(default=None)
 
-    def reduced(self) -> str:
+    def reduced(self, images: Mapping[str, int]) -> str:
         parts = []
-        if self._images < PUBLISHED["shadow_images"]:
-            parts.append(f"{self._images:,} of {PUBLISHED['shadow_images']:,} shadow images")
+        shadow = min(self._images, images["auxiliary"])
+        if shadow < PUBLISHED["shadow_images"]:
+            parts.append(f"{shadow:,} of {PUBLISHED['shadow_images']:,} shadow images")
         if self.batch_size < PUBLISHED["batch_size"]:
             parts.append(f"batches of {self.batch_size} instead of {PUBLISHED['batch_size']}")
         if self.max_epochs < PUBLISHED["max_epochs"]:
@@ -156,7 +158,7 @@ class UpstreamDecree(UpstreamComponent, Defense):
     @property
     def _images(self) -> int:
         """Shadow images at most."""
-        return min(self.shadow_images, self.max_images or self.shadow_images)
+        return self.given(self.shadow_images)
 
     def _shadow(self, view: DefenderView) -> ImageSet:
         order = torch.randperm(len(view.auxiliary), generator=view.generator)[: self._images]

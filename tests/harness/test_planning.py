@@ -100,9 +100,9 @@ def test_components_and_data_sets_are_asked_once(wide, session_of, monkeypatch):
     asked: Counter[Any] = Counter()
     session = session_of(wide)
 
-    def resolving(root: Any, group: str, name: str, parameters: Any) -> Any:
+    def resolving(root: Any, group: str, name: str, parameters: Any, images: Any) -> Any:
         asked[group, name, repr(parameters)] += 1
-        return resolve_component(root, group, name, parameters)
+        return resolve_component(root, group, name, parameters, images)
 
     monkeypatch.setattr("bench.session.resolve_component", resolving)
     for name, source in session.sources.items():

@@ -115,7 +115,10 @@ def test_reduced_rows_are_marked_and_stay_outside_averages(content, warm_session
     session = warm_session_of(content)
     session.run()
     found = rows(session)
-    smaller = "64 images, 2 of 120 epochs, batches of 50 instead of 256; a narrow encoder"
+    smaller = (
+        "64 of 10,000 shadow images, 2 of 120 epochs, batches of 50 instead of 256; "
+        "a narrow encoder"
+    )
     assert found.loc["drupe-upstream", "reduced"] == smaller
     assert found.loc["badencoder", "reduced"] == ""
     results = load_results(session.results)

@@ -44,9 +44,8 @@ text = (job.inputs / "given.txt").read_text() + greeting.WORD + job.parameters["
 """
     ) as run:
         (run.inputs / "given.txt").write_text("first, ")
-        seconds = run.run({"end": "!"})
+        run.run({"end": "!"})
         assert run.output("answer.txt").read_text() == "first, hello from upstream!"
-        assert seconds > 0
     assert not run.folder.exists()
     assert not list(run.path.rglob("__pycache__"))
 

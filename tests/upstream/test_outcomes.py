@@ -16,7 +16,7 @@ ASR = {"badencoder": (0.90, 0.92, 0.94), "badencoder@upstream": (0.91, 0.93, 0.9
 def cell(attack: str, defense: str, seed: int, **figures: float | None) -> StoredCell:
     row = {"attack": attack, "defense": defense, "seed": seed, "status": "ok"}
     row |= dict.fromkeys(("attack_success_rate", "clean_accuracy", "auroc", "auroc_placebo"))
-    row |= {"encoder_score": None, **figures}
+    row |= {"encoder_score": None, "reason": "", **figures}
     config = {"attack": {"name": attack}, "defense": {"name": defense}}
     return StoredCell(f"{attack}{defense}{seed}", row, False, False, config, [], [], {}, {}, Path())
 
@@ -58,14 +58,46 @@ def test_far_apart_differs_and_names_its_reason_noise_is_undecided(compare):
     (found,) = compare(attack_cells(far))
     assert found.verdict == "differs"
     (row,) = rows([found])
-    assert (row.repository, row.explained_by) == ("DRUPE", "")  # nothing to excuse it
+    assert (row.repository, row.audit) == ("DRUPE", "")
     assert row.difference.startswith("-0.400 [")
     clip = {"badclip": (0.90, 0.91, 0.92), "badclip@upstream": (0.50, 0.52, 0.51)}
     (row,) = rows(compare(attack_cells(clip)))
-    assert row.explained_by == "U40, U41, U71"
+    assert row.audit == "U40, U41, U71"
     noisy = {"drupe": (0.9, 0.1, 0.9), "drupe@upstream": (0.5, 0.9, 0.9)}
     (found,) = compare(attack_cells(noisy))
     assert found.verdict == "undecided"
+
+
+def test_means_that_are_close_agree_only_where_the_interval_is(compare):
+    wide = {"drupe": (0.90, 0.60, 0.90), "drupe@upstream": (0.70, 0.90, 0.80)}
+    (found,) = compare(attack_cells(wide))
+    assert abs(found.difference) < 0.01 < found.tolerance < found.high
+    assert found.verdict == "undecided"
+
+
+def test_of_attacks_that_take_in_neither_backend_nothing_is_learned(compare):
+    cells = attack_cells({"ctrl": (0.06, 0.06, 0.07), "ctrl@upstream": (0.06, 0.07, 0.06)})
+    for each in cells:
+        each.row.update(status="attack-invalid", clean_accuracy=0.4)
+    found = {outcome.figure: outcome.verdict for outcome in compare(cells)}
+    assert found == {"attack_success_rate": "neither takes", "clean_accuracy": "agrees"}
+    cells[-1].row["status"] = "ok"
+    assert compare(cells)[0].verdict == "agrees"
+
+
+def test_cells_that_failed_or_were_skipped_are_rows(monkeypatch):
+    cells = [
+        cell("ctrl@upstream", "knn-distance", 1, status="failed", reason="it\n crashed"),
+        cell("none", "decree", 0, status="skipped", reason="bench third-party sync DECREE"),
+        cell("sslbkd", "knn-distance", 0, status="failed", reason="nobody's"),
+        cell("ctrl", "knn-distance", 1),
+    ]
+    monkeypatch.setattr(module, "load_cells", lambda _: cells)
+    found = [(row.repository, row.what, row.verdict) for row in module.unmeasured(Path())]
+    assert found == [
+        ("CTRL", "ctrl@upstream and knn-distance, seed 1", "failed: it crashed"),
+        ("DECREE", "none and decree, seed 0", "skipped: bench third-party sync DECREE"),
+    ]
 
 
 def test_fewer_than_three_seeds_are_no_verdict(compare):

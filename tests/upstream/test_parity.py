@@ -13,7 +13,17 @@ import pytest
 
 from bench.upstream import parity
 from bench.upstream.job import UpstreamJob
-from bench.upstream.parity import Suite, compare, run_probes, suites, write_report
+from bench.upstream.parity import (
+    OUTCOME,
+    Result,
+    Suite,
+    compare,
+    merged,
+    read_report,
+    run_probes,
+    suites,
+    write_report,
+)
 from bench.upstream.probes import Figure, Probe, Tolerance
 
 REPOSITORIES = ("DRUPE", "CTRL", "BadCLIP", "DECREE", "ASSET")
@@ -87,7 +97,7 @@ def test_nothing_passes_without_being_compared(golden):
 def test_text_and_exact_numbers_have_no_tolerance(golden):
     word = {"word": (Figure("x.json/X1/word"),)}
     probe = Probe("X1", "DRUPE", "", Tolerance(absolute=1), golden=word)
-    assert verdicts(probe, golden, word="hello") == ["equal"]
+    assert verdicts(probe, golden, word="hello") == ["as recorded"]
     assert verdicts(probe, golden, word="hullo") == ["differs: golden"]
     exact = replace(PROBE, tolerance=Tolerance(), golden=None)
     assert verdicts(exact, golden, sum=3.0) == ["equal"]
@@ -97,7 +107,7 @@ def test_text_and_exact_numbers_have_no_tolerance(golden):
 def test_a_figure_is_read_off_the_array_with_a_tolerance_of_its_own(golden):
     first = Figure("x.json/X1/sums/0", lambda array: array[0], Tolerance(absolute=0.5))
     probe = replace(PROBE, golden={"sum": (first,)}, native=None)
-    assert verdicts(probe, golden, sum=[1.4, 9.0]) == ["equal"]
+    assert verdicts(probe, golden, sum=[1.4, 9.0]) == ["as recorded"]
     assert verdicts(probe, golden, sum=[1.6, 9.0]) == ["differs: golden"]
 
 
@@ -147,7 +157,7 @@ def greeting(repository, golden, monkeypatch) -> Suite:
 
 def test_probes_run_in_the_authors_process_and_one_that_fails_stops_no_other(greeting, golden):
     found = {row.probe: row for row in run_probes("DRUPE", golden)}
-    assert found["X1.word"].verdict == "equal"
+    assert found["X1.word"].verdict == "as recorded"
     assert found["X1.word"].upstream == "hello from upstream"
     assert found["X1.size"].verdict == "differs: golden"
     assert found["X2"].verdict.startswith("differs: AttributeError: ")
@@ -158,7 +168,10 @@ def test_probes_run_in_the_authors_process_and_one_that_fails_stops_no_other(gre
 def test_figures_are_regenerated_and_those_that_upstream_does_not_give_are_listed(
     greeting, golden, tmp_path
 ):
-    assert parity.regenerate(tmp_path / "new", golden) == ["x.json/X1/size"]
+    stale, silent = parity.regenerate(tmp_path / "new", golden)
+    assert stale == ["x.json/X1/size"]
+    assert list(silent) == ["DRUPE X3", "DRUPE X4", "DRUPE X2"]
+    assert "AttributeError" in silent["DRUPE X2"]
     written = json.loads((tmp_path / "new" / "x.json").read_text())
     assert (written["X1"]["word"], written["X1"]["size"]) == ("hello from upstream", 19)
 
@@ -171,16 +184,34 @@ def test_the_report_is_a_table_per_repository_and_a_file_of_values(tmp_path, gol
     assert table["verdict"].tolist() == ["differs: native, golden"] * 2
     assert table["upstream"].tolist() == [3.2, 3.2]
     text = (tmp_path / "new" / "parity.md").read_text(encoding="utf-8")
-    assert "2 differs." in text
+    assert "functions: 2 differs." in text
     assert "## DRUPE" in text
     assert "| X1.sum | a \\| b | 3.2 | 3.005 | 3 | 0.2 | 0.01 | differs: native, golden |" in text
 
 
+def test_a_report_keeps_what_was_not_compared_again(tmp_path):
+    drupe, trained, ctrl = (
+        Result("P1.x", "DRUPE", "", verdict="equal", upstream="1"),
+        Result("auroc", "DRUPE", "", verdict="agrees", kind=OUTCOME),
+        Result("P2.x", "CTRL", "", verdict="equal", golden="nan"),
+    )
+    write_report([drupe, trained, ctrl], tmp_path)
+    before = read_report(tmp_path)
+    assert sorted(before, key=str) == sorted([drupe, trained, ctrl], key=str)
+    newer = replace(drupe, verdict="differs: native")
+    assert merged(before, [newer]) == [ctrl, newer, trained]
+    absent = replace(drupe, verdict="skipped: bench third-party sync DRUPE")
+    fixed = replace(drupe, verdict="fixed figure: nowhere")
+    assert merged(before, [absent, fixed]) == [ctrl, drupe, trained]
+    assert merged([], [absent]) == [absent]
+    assert "outcomes: 1 agrees." in (tmp_path / "parity.md").read_text(encoding="utf-8")
+
+
 def test_an_entry_of_the_audit_excuses_no_difference(golden):
     suite = Suite("DRUPE", (replace(PROBE, explained="U1"),), Path("driver.py"))
-    for value, explained in ((3.0, "U1"), (4.0, "")):
+    for value, audit in ((3.0, "U1"), (4.0, "")):
         (row,) = compare(suite, {"X1.sum": np.asarray(value)}, {}, golden)
-        assert row.explained_by == explained
+        assert row.audit == audit
 
 
 def test_every_figure_of_every_probe_has_an_address_and_every_driver_is_there():
@@ -211,6 +242,7 @@ def test_upstream_the_figures_and_ours_agree(name):
     ran = [row for row in found if not row.verdict.startswith(("skipped", "fixed figure"))]
     if not ran:
         pytest.skip(next(row.verdict for row in found if row.verdict.startswith("skipped")))
-    differing = [f"{row.probe} {row.verdict}" for row in ran if row.verdict != "equal"]
+    right = (parity.EQUAL, parity.RECORDED)
+    differing = [f"{row.probe} {row.verdict}" for row in ran if row.verdict not in right]
     assert not differing, differing
     assert len(ran) > 10

@@ -10,6 +10,8 @@ from bench.api import DefenderView, ImageSet
 from bench.encoders.defender import DefenderEncoder
 from bench.encoders.encoder import Encoder
 from bench.errors import InputError
+from bench.upstream.checkout import located
+from bench.upstream.child import Job
 from bench.upstream.job import UpstreamError
 from defenses.asset import Asset
 from defenses.upstream import _asset_driver as driver
@@ -157,12 +159,29 @@ def test_only_the_numbers_of_the_notebook_are_replaced():
     assert [len(ranges(1)), len(ranges(100)), len(ranges(driver._Given(100)))] == [3, 7, 100]
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_separation_network_keeps_its_layers_whatever_the_epochs(epochs, unskipped, tmp_path):
+    path = located("ASSET")
+    job = Job(path, tmp_path, tmp_path, tmp_path, "cpu", 1, {})
+    names = {"nn": torch.nn, "torch": torch}
+    separation = driver.separation_network(job, names, 16)
+    names["range"] = driver._ranges({"epochs": epochs, "inner_iterations": 1})
+    network = separation(input_size=8192, hidden_size=128, num_layers=2)
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [layer.in_features for layer in layers] == [16, 128, 128]
+
+
 def test_what_is_smaller_than_published_is_said():
-    assert UpstreamAsset().reduced() == ""
+    images = {"suspicious": 10_000, "base": 1_000}
+    assert UpstreamAsset(epochs=5).reduced(images) == ""
+    assert UpstreamAsset().reduced(images) == "20 of 98 steps"
+    assert UpstreamAsset().reduced({"suspicious": 50_000, "base": 256}) == (
+        "256 of 1,000 base images"
+    )
     assert UpstreamAsset(
         batch_size=256, inner_iterations=20, base_images=500, max_images=1024
-    ).reduced() == (
-        "1,024 images, batches of 256 instead of 512, 20 of 100 inner iterations, "
+    ).reduced(images) == (
+        "4 of 98 steps, batches of 256 instead of 512, 20 of 100 inner iterations, "
         "500 of 1,000 base images"
     )
 

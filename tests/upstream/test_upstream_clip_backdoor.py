@@ -111,6 +111,6 @@ def test_defaults_are_the_published_values_and_what_is_smaller_has_words():
         attack.training()[name]
         for name in ("learning_rate", "batch_size", "epochs", "weight_decay", "momentum", "knn_t")
     )
-    assert attack.reduced() == ""
+    assert attack.reduced({}) == ""
     smaller = "100 images, 2 of 30 epochs, batches of 32 instead of 128"
-    assert UpstreamCLIPBackdoor(**SMALL).reduced() == smaller
+    assert UpstreamCLIPBackdoor(**SMALL).reduced({}) == smaller

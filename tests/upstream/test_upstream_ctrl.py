@@ -156,12 +156,12 @@ def test_defaults_are_the_published_values_of_the_native_attack():
     for name in ("epochs", "warmup_epochs", "batch_size", "learning_rate", "weight_decay"):
         assert getattr(attack, name) == getattr(recipe, name), name
     assert attack.temperature == recipe.temperature
-    assert attack.reduced() == ""
+    assert attack.reduced({}) == ""
 
 
 def test_what_is_smaller_than_published_is_said_in_words():
     attack = UpstreamCTRL(max_images=2048, epochs=60, warmup_epochs=5, batch_size=256)
-    assert attack.reduced() == (
+    assert attack.reduced({}) == (
         "2,048 images, 60 of 800 epochs, 5 of 10 warm-up epochs, batches of 256 instead of 512"
     )
 

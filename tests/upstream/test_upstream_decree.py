@@ -119,9 +119,11 @@ def test_code_that_sees_other_images_is_an_error(upstream, images, monkeypatch):
 
 
 def test_what_is_smaller_than_published_is_said():
-    assert UpstreamDecree().reduced() == ""
-    assert UpstreamDecree(max_images=2000).reduced() == ""
-    assert UpstreamDecree(max_images=500, max_epochs=60, batch_size=64).reduced() == (
+    images = {"auxiliary": 12_000}
+    assert UpstreamDecree().reduced(images) == ""
+    assert UpstreamDecree(max_images=2000).reduced(images) == ""
+    assert UpstreamDecree().reduced({"auxiliary": 300}) == "300 of 1,000 shadow images"
+    assert UpstreamDecree(max_images=500, max_epochs=60, batch_size=64).reduced(images) == (
         "500 of 1,000 shadow images, batches of 64 instead of 128, at most 60 of 1,000 epochs"
     )
 
