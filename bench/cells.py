@@ -132,7 +132,10 @@ class CellStore:
             **extra,
         }
         (scratch / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        self.publish(scratch, key)
+        if self.done(key):  # meanwhile: on a network's file system writing takes its time
+            shutil.rmtree(scratch)
+        else:
+            self.publish(scratch, key)
 
     def sweep(self) -> None:
         """Remove scratch folders that killed runs left."""

@@ -192,10 +192,11 @@ def topological(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def cost_name(stage: Stage) -> str:
-    """What stages of about equal cost share: kind and specification, seed aside.
+    """What stages of about equal cost share: kind and specification, seeds aside.
 
-    A score stage costs what its fit's component does.
+    A score stage costs what its fit's component does, a victim's pretraining what its twin's does.
     """
     fitted = stage.inputs["fit"].spec if "fit" in stage.inputs else {}
     described = {**stage.spec, "fit": fitted, "seed": None}
+    described.pop("twin", None)  # a key, with a seed in it
     return f"{stage.kind}-{content_key(described)[:16]}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.config import DefenseEntry, Downstream, Family, VictimEntry
-from bench.data.splits import permuted_rows
+from bench.data.splits import permuted_rows, pick_references
 from bench.entries import Column, Row
 from bench.errors import InputError
 from bench.graph import topological
@@ -37,8 +37,8 @@ def check(session: Session) -> None:
         _check_checkpoint(session, family, path)
     session.sources  # noqa: B018 - opening them is the check
     for family, where in _families(session):
-        _check_roles(session, family, where)
         _check_image_sizes(session, family, where)
+        _check_roles(session, family, where)
     session.victims.files  # noqa: B018 - likewise
     for stage in topological([cell.stage for cell in session.cells]):
         if stage.kind == "data" and not session.store.peek("data", stage.key):
@@ -69,15 +69,15 @@ def _victims(session: Session) -> Iterator[tuple[Location, Row]]:
 
 
 def _check_roles(session: Session, family: Family, where: Location) -> None:
-    """Refuse files that have two roles under two names: images that are held out, or that the
-    defender is to have from elsewhere, would be among those that encoders are trained on."""
+    """Refuse images that have two roles under two names: what is held out, or what the defender is
+    to have from elsewhere, would be among those that encoders are trained on."""
     named = {(*where, "out_of_distribution"): family.out_of_distribution}
     named |= {
         (*where, "downstreams", i, "dataset"): d.dataset for i, d in enumerate(family.downstreams)
     }
-    taken = {_files(session, family.dataset): family.dataset}
+    taken = {_content(session, family.dataset): family.dataset}
     for place, name in reversed(named.items()):
-        other = taken.setdefault(_files(session, name), name)
+        other = taken.setdefault(_content(session, name), name)
         if other != name:
             raise session.file.yaml.error(
                 place, f"{name!r} is {other!r} under another name: its images have other roles"
@@ -229,16 +229,28 @@ def _check_poison(session: Session) -> None:
 
 
 def _check_references(session: Session) -> None:
-    """Refuse more reference images than there are images to take them from."""
+    """Refuse more reference images than the class has among those to take them from."""
     available = session.profile.splits.references
     for position, entry in enumerate(session.matrix.attacks):
         row = session.planner.row(entry)
-        if entry in session.attacks and row.skip is None and row.attack.references > available:
+        if entry not in session.attacks or row.skip is not None or row.attack.references == 0:
+            continue
+        location = _attack_location(session, position, "references")
+        if row.attack.references > available:
             raise session.file.yaml.error(
-                _attack_location(session, position, "references"),
+                location,
                 f"{row.attack.references} reference images of one class cannot be among "
                 f"splits.references, {available}",
             )
+        for downstream in row.downstreams:
+            labels, name = session.training_labels(downstream.dataset), downstream.dataset
+            if labels is None or row.skip_on(downstream) is not None:
+                continue
+            pool = permuted_rows(len(labels), session.planner.lineage.rows("references"), name)
+            try:
+                pick_references(pool, labels, downstream.target, row.attack.references, name)
+            except InputError as error:
+                raise session.file.yaml.error(location, str(error)) from None
 
 
 def _columns(session: Session, entry: DefenseEntry) -> list[Column]:
@@ -304,24 +316,23 @@ def _check_targets(session: Session, family: Family, where: Location) -> None:
 def _check_victims(session: Session) -> None:
     """The same for what imported victims are judged on."""
     for here, row in _victims(session):
+        taken = {
+            _content(session, row.family.out_of_distribution): "the out-of-distribution set",
+            _content(session, row.family.dataset): f"{row.family.dataset!r} under another name",
+        }
         for downstream in row.downstreams:
-            if _files(session, downstream.dataset) == _files(
-                session, row.family.out_of_distribution
-            ):
+            other = taken.get(_content(session, downstream.dataset))
+            if other is not None and downstream.dataset != row.family.dataset:
                 raise session.file.yaml.error(
                     (*here, "downstream"),
-                    f"{downstream.dataset!r} is the out-of-distribution set: its images have "
-                    "other roles",
+                    f"{downstream.dataset!r} is {other}: its images have other roles",
                 )
             _check_target(session, downstream, (*here, "downstream"), (*here, "target"))
 
 
-def _files(session: Session, dataset: str) -> str:
-    """Where a data set's images are, or what they are looked for under: two names may share it."""
-    config = session.file.config.datasets[dataset]
-    if config.path is not None:
-        return str((session.file.root / config.path).resolve())
-    return config.stored_as or dataset
+def _content(session: Session, dataset: str) -> str:
+    """Which training images a data set has, whatever it is called and how many of them it takes."""
+    return session.data_spec(dataset, "train")["fingerprint"]
 
 
 def _check_target(

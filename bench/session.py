@@ -177,7 +177,7 @@ class Session:
             profile=self.profile,
             protocol=self.file.config.protocol,
             environment=self.environment,
-            data_specs=self._data_spec,
+            data_specs=self.data_spec,
             recipes={
                 name: describe_recipe(recipe_type(name).model_validate(family.pretraining))
                 for name, family in families.items()
@@ -313,7 +313,8 @@ class Session:
         """Whether a cell of that stored status is to be run."""
         return status in (None, "skipped") or (status == "failed" and self.selection.retry_failed)
 
-    def _data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
+    def data_spec(self, dataset: str, split: str) -> Mapping[str, Any]:
+        """What decides a data stage: the files' fingerprint, and how they are decoded."""
         known = self._data_specs
         if (dataset, split) not in known:
             source = self.sources[dataset]

@@ -32,7 +32,8 @@ from bench.configfile import ConfigFile
 from bench.data.sources import open_source
 from bench.encoders.encoder import Encoder
 from bench.encoders.ssl import pretrain
-from bench.evaluation.downstream import attack_success_rate, clean_accuracy, knn_predict
+from bench.evaluation.downstream import attack_success_rate, clean_accuracy
+from bench.evaluation.nearest import knn_predict
 from bench.progress import reporter
 from bench.session import data_roots
 from bench.workspace import StepCounter

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 from pydantic import PrivateAttr
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from bench.api import DefenderView, Defense, Encoder, Field, Requirement
+from defenses._kmeans import kmeans
 
 
 class ActivationClustering(Defense):
@@ -57,7 +57,7 @@ class ActivationClustering(Defense):
         alive = pca.singular_values_ > 1e-6 * pca.singular_values_[0]
         axes = pca.components_[alive] / pca.explained_variance_[alive, None] ** 0.5
         reduced = (pool - pca.mean_) @ axes.T
-        found = KMeans(2, n_init=self.restarts, random_state=view.seed % 2**32).fit(reduced)
+        found = kmeans(reduced, 2, restarts=self.restarts, seed=view.seed)
         centres = found.cluster_centers_[:: 1 if found.labels_.mean() >= 0.5 else -1].copy()
         arrays = {"mean": pca.mean_, "axes": axes, "centres": centres}
         self.load_state({name: torch.from_numpy(array) for name, array in arrays.items()}, view)

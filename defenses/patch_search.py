@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 from pydantic import PrivateAttr
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench.api import DefenderView, Defense, Encoder, Field, later_field
+from defenses._kmeans import kmeans
 
 
 class PatchSearch(Defense):
@@ -53,7 +53,7 @@ class PatchSearch(Defense):
         drawn = torch.randperm(count, generator=view.generator)[: self.flips]
         mean = (embeddings := view.embed_auxiliary().double().cpu()).mean(dim=0)
         points = F.normalize(embeddings - mean, dim=1)
-        found = KMeans(self.clusters, n_init=4, random_state=view.seed % 2**32).fit(points.numpy())
+        found = kmeans(points.numpy(), self.clusters, restarts=4, seed=view.seed)
         centres = F.normalize(torch.from_numpy(found.cluster_centers_), dim=1)
         state = {"mean": mean, "centres": centres, "flips": view.auxiliary.uint8(drawn)}
         if self.place == "random":

@@ -17,7 +17,7 @@ from bench.api import ImageSet, PoisonerWorld
 from bench.encoders.architectures import build
 from bench.encoders.objectives import byol_loss, nt_xent
 from bench.encoders.ssl import SSLRecipe
-from bench.evaluation.downstream import knn_predict
+from bench.evaluation.nearest import knn_predict
 from bench.progress import Silent
 from bench.upstream import probing
 from bench.upstream.probes import EXACT, Figure, Probe, Tolerance, finding

@@ -24,7 +24,7 @@ from attacks.triggers import read_patch
 from bench.data.splits import published_shadow_rows
 from bench.encoders.architectures import SimCLR, build, projector
 from bench.encoders.encoder import Encoder
-from bench.evaluation.downstream import knn_predict
+from bench.evaluation.nearest import knn_predict
 from bench.upstream import probing
 from bench.upstream.probes import EXACT, Figure, Probe, Tolerance, finding
 from bench.upstream.probing import digest

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -206,12 +206,13 @@ class Torchvision(Source):
     _FILES: ClassVar[dict[str, str]] = {
         "cifar10": "cifar-10-batches-py",
         "stl10": "stl10_binary",
-        "gtsrb": "gtsrb",
+        "gtsrb": "gtsrb/GTSRB",
     }
 
     def __init__(self, name: str, config: DatasetConfig, root: Path) -> None:
         super().__init__(name, config)
         self.root = root
+        self._known: dict[str, tuple[list[int], tuple[str, ...]]] = {}
 
     @classmethod
     def present(cls, name: str, root: Path) -> bool:
@@ -228,24 +229,49 @@ class Torchvision(Source):
             files = sorted(path for path in folder.rglob("*") if path.is_file())
         return hashlib.sha256((split + digest_files(files, self.root)).encode()).hexdigest()
 
+    def check(self, split: str) -> None:
+        self._labelled(split)
+
+    def count(self, split: str) -> int:
+        return len(self._labelled(split)[0])
+
+    def classes(self, split: str) -> int:
+        return len(self._labelled(split)[1])
+
+    def labels(self, split: str) -> torch.Tensor | None:
+        labels, names = self._labelled(split)
+        return torch.tensor([labels[row] for row in self.chosen(len(labels))]) if names else None
+
     def load(self, split: str) -> ImageSet:
         dataset = self._dataset(split, download=False)
         side, rows = self.config.image_size, self.chosen(len(dataset))
-        count = len(rows)
-        storage = np.empty((count, side, side, 3), dtype=np.uint8)
-        labels = np.empty(count, dtype=np.int64)
+        storage = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         for position, row in enumerate(rows):
-            image, labels[position] = dataset[row]
             what = f"{self.name}/{split}: image {row}"
-            storage[position] = np.asarray(self._fit(image, what).convert("RGB"))
-        names = getattr(dataset, "classes", None) or [str(c) for c in range(int(labels.max()) + 1)]
-        labelled = bool((labels >= 0).all())
+            storage[position] = np.asarray(self._fit(dataset[row][0], what).convert("RGB"))
         return ImageSet(
             torch.from_numpy(storage.transpose(0, 3, 1, 2).copy()),
-            labels=torch.from_numpy(labels) if labelled else None,
-            class_names=tuple(names) if labelled else (),
+            labels=self.labels(split),
+            class_names=self._labelled(split)[1],
             name=f"{self.name}/{split}",
         )
+
+    def _labelled(self, split: str) -> tuple[list[int], tuple[str, ...]]:
+        """A label per image, and the names of classes: none where there are no labels. Read once.
+
+        Raises
+        ------
+        InputError
+            When torchvision does not find its files, or finds them changed.
+        """
+        if split not in self._known:
+            dataset = self._dataset(split, download=False)
+            labels = [int(label) for label in _labels_of(dataset)]
+            names: tuple[str, ...] = ()
+            if min(labels) >= 0:
+                names = tuple(getattr(dataset, "classes", ())) or numbered_classes(max(labels))
+            self._known[split] = labels, names
+        return self._known[split]
 
     def download(self) -> None:
         """Fetch every split that the benchmark uses into the data root."""
@@ -270,6 +296,14 @@ class Torchvision(Source):
             return builders[self.name]()
         except (RuntimeError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise InputError(f"dataset {self.name!r} in {self.root}: {error}") from None
+
+
+def _labels_of(dataset: Any) -> Iterable[int]:
+    """The labels of a data set of torchvision's, which keeps them under several names."""
+    for name in ("targets", "labels"):
+        if hasattr(dataset, name):
+            return getattr(dataset, name)
+    return [label for _, label in dataset._samples]
 
 
 def remedy(name: str) -> str:

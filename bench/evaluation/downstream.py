@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.component import Progress
+from bench.evaluation.nearest import check_training_set
 
 __all__ = [
     "ACCURACY_TOLERANCE",
@@ -26,9 +27,7 @@ __all__ = [
     "attack_success_rate",
     "clean_accuracy",
     "filtered_rates",
-    "knn_predict",
     "predict",
-    "raw_pixel_knn",
     "train_probe",
     "validity_gate",
 ]
@@ -44,7 +43,6 @@ ACCURACY_TOLERANCE = 0.05
 
 _ROUNDING = 1e-9  # 0.90 - 0.85 is 0.05000000000000004
 _PREDICT_BATCH = 8192
-_VALUES_AT_ONCE = 16_000_000  # float32: 64 MB of similarities, or of votes
 
 
 class Probe(nn.Module):
@@ -117,7 +115,7 @@ def train_probe(
     ValueError
         When features and labels do not match or a label is out of range.
     """
-    _check_training_set(features, labels, classes)
+    check_training_set(features, labels, classes)
     features = features.detach()
     labels = labels.to(features.device)
     seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -144,74 +142,6 @@ def predict(probe: nn.Module, features: Tensor) -> Tensor:
     device = next(probe.parameters()).device
     batches = features.split(_PREDICT_BATCH)
     return torch.cat([probe(batch.to(device)).argmax(1) for batch in batches]).cpu()
-
-
-@torch.inference_mode()
-def knn_predict(
-    queries: Tensor,
-    bank: Tensor,
-    labels: Tensor,
-    classes: int,
-    k: int = 200,
-    temperature: float = 0.5,
-) -> Tensor:
-    """Weighted k-nearest-neighbour vote of the SimCLR code (Wu et al. 2018, section 3.4).
-
-    The k bank rows of largest cosine similarity s vote for their class with weight
-    exp(s / temperature). Rows are L2-normalised here.
-
-    Parameters
-    ----------
-    queries
-        float32 (N, D).
-    bank
-        float32 (M, D); with fewer than ``k`` rows all of them vote.
-    labels
-        int64 (M,), classes of the bank in [0, ``classes``).
-
-    Returns
-    -------
-    Tensor
-        int64 (N,) on the CPU.
-    """
-    _check_training_set(bank, labels, classes)
-    neighbours = min(k, len(bank))
-    bank = functional.normalize(bank, dim=1)
-    # One-hot votes and a product rather than scatter_add_, whose order of sums varies on a GPU.
-    votes = functional.one_hot(labels.to(bank.device), classes).to(bank.dtype)
-    predictions = []
-    per_query = max(len(bank), neighbours * classes)
-    for batch in queries.split(max(1, _VALUES_AT_ONCE // per_query)):
-        similarity = functional.normalize(batch.to(bank.device), dim=1) @ bank.T
-        nearest, rows = similarity.topk(neighbours, dim=1)
-        weights = (nearest / temperature).exp()
-        predictions.append(torch.bmm(weights[:, None], votes[rows])[:, 0].argmax(1))
-    return torch.cat(predictions).cpu()
-
-
-def raw_pixel_knn(
-    queries: Tensor,
-    bank: Tensor,
-    labels: Tensor,
-    classes: int,
-    k: int = 200,
-    temperature: float = 0.5,
-) -> Tensor:
-    """:func:`knn_predict` on pixels: what the data gives away without any encoder.
-
-    Parameters
-    ----------
-    queries, bank
-        float32 (N, 3, H, W) and (M, 3, H, W) in [0, 1]; standardised per channel with the bank's
-        mean and standard deviation, then flattened.
-    """
-    mean = bank.mean(dim=(0, 2, 3), keepdim=True)
-    deviation = bank.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
-    flat_queries, flat_bank = (
-        ((images - mean.to(images.device)) / deviation.to(images.device)).flatten(1)
-        for images in (queries, bank)
-    )
-    return knn_predict(flat_queries, flat_bank, labels, classes, k, temperature)
 
 
 class AttackSuccess(NamedTuple):
@@ -380,17 +310,6 @@ def _shuffled_batches(
 ) -> Iterator[Tensor]:
     for _ in range(epochs):
         yield from torch.randperm(n, generator=generator).split(batch_size)
-
-
-def _check_training_set(features: Tensor, labels: Tensor, classes: int) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(
-            f"features must be (N, D) with labels (N,), got {tuple(features.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must be in [0, {classes}), got {low} to {high}")
 
 
 def _vector(values: ArrayLike) -> NDArray:

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from bench.data.imageset import ImageSet
 from bench.encoders.encoder import Encoder
-from bench.evaluation.downstream import clean_accuracy, knn_predict
+from bench.evaluation.downstream import clean_accuracy
+from bench.evaluation.nearest import knn_predict
 
 __all__ = ["SmokeTest", "first_look", "smoke_test"]
 

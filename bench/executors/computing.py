@@ -73,6 +73,26 @@ def measure(stage: Stage, workspace: Workspace, folder: Path) -> None:
     History(workspace.store).remember(stage, seconds)
 
 
+class DeviceLostError(InputError):
+    """An accelerator answers this process no more: what a stage did to it is no fault of others."""
+
+
+def device_lost(device: str) -> str | None:
+    """Why nothing more can be computed on an accelerator by this process; None if it can.
+
+    After a failed assertion or an illegal access in a kernel every later call raises the same.
+    """
+    if device != "cuda":
+        return None
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return in_words(error)
+    return None
+
+
 class StorageError(InputError):
     """The cache, the results or the head of a cluster cannot be used any more: no fault of the
     stage at work."""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from bench.cells import AtWork, CellStore, RunningMark, RunState
 from bench.executors.computing import (
+    DeviceLostError,
     Outcome,
     StorageError,
     compute_artifact,
+    device_lost,
     in_words,
     keep_trace,
     measure,
@@ -27,7 +29,10 @@ __all__ = ["InlineExecutor", "Outcome"]
 
 
 class InlineExecutor:
-    """A failed stage fails the cells that need it and no other; a finished stage is never lost."""
+    """A failed stage fails the cells that need it and no other; a finished stage is never lost.
+
+    One that leaves the accelerator unusable ends the run: the next one goes on with the others.
+    """
 
     def __init__(
         self, workspace: Workspace, cells: CellStore, reporter: Silent, mark: RunningMark
@@ -47,6 +52,7 @@ class InlineExecutor:
         history = History(self._workspace.store)
         seconds = [history.seconds(stage) for stage in stages]
         left, untimed = sum(filter(None, seconds)), seconds.count(None)
+        lost: DeviceLostError | None = None
         for number, stage in enumerate(stages):
             at_work = [AtWork(stage.key, stage.label)]
             after = len(stages) - number - 1
@@ -58,8 +64,11 @@ class InlineExecutor:
             )
             if blocked is None and stage.key not in demand:
                 continue  # every cell that would use it has failed: spend nothing on it
+            if blocked is None and lost is not None:
+                continue
             if blocked is None:
                 blocked = self._attempt(stage, outcome)
+                lost = None if blocked is None else self._device_lost(stage)
             if blocked is not None:
                 reasons[stage.key] = blocked
                 demand.fail(stage.key)
@@ -67,7 +76,19 @@ class InlineExecutor:
                     outcome.failed[stage.key] = blocked
                     smoke = self._workspace.environment.limit_steps is not None
                     store_failure(self._cells, cell_of[stage.key], blocked, smoke=smoke)
+        if lost is not None:
+            raise lost
         return outcome
+
+    def _device_lost(self, stage: Stage) -> DeviceLostError | None:
+        """What to raise once every cell that the failed ``stage`` takes along says why."""
+        reason = device_lost(self._workspace.environment.device)
+        if reason is None:
+            return None
+        return DeviceLostError(
+            f"{stage.label} failed and left the device unusable for this process ({reason}); run "
+            "again for the other cells"
+        )
 
     def _attempt(self, stage: Stage, outcome: Outcome) -> str | None:
         """Compute one stage unless it is stored; the reason when it fails."""

@@ -19,8 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from bench.config import StageResources
 from bench.errors import InputError
 from bench.executors.computing import StorageError
+from bench.executors.ray_actors import About, Board, Keeper, software
 from bench.executors.ray_head import HeadWatch, head_is_gone, is_lost_connection
-from bench.executors.ray_worker import About, Board, Keeper, Origin, software
+from bench.executors.ray_worker import Origin
 from bench.graph import Stage
 
 SECONDS_BETWEEN_CENSUSES = 5.0

@@ -12,6 +12,7 @@ from bench.api import Trigger
 from bench.data.imageset import ImageSet
 from bench.data.splits import permuted_rows
 from bench.evaluation import downstream as metrics
+from bench.evaluation.nearest import knn_predict, raw_pixel_knn
 from bench.evaluation.zero_shot import class_embeddings, train_linear_probe, zero_shot_predict
 from bench.graph import Stage
 from bench.workspace import Workspace, write_json
@@ -78,13 +79,13 @@ def pixels(stage: Stage, workspace: Workspace, folder: Path) -> None:
     """kNN on raw pixels: what the data gives away without any encoder."""
     bank = probe_images(stage, workspace)
     test = evaluation_images(stage, workspace)
-    predictions = metrics.raw_pixel_knn(
-        test.float().to(workspace.device),
-        bank.float().to(workspace.device),
-        bank.labels,
+    predictions = raw_pixel_knn(
+        test,
+        bank,
         len(bank.class_names),
         k=stage.spec["probe"]["neighbours"],
         temperature=stage.spec["probe"]["temperature"],
+        device=workspace.device,
     )
     write_json(
         folder / "metrics.json",
@@ -159,7 +160,7 @@ class Reader:
         bank_features = probe_features(
             self._encoder_stage, bank, self._probe_stage.inputs["train"].key, self._workspace
         )
-        return metrics.knn_predict(
+        return knn_predict(
             features,
             bank_features,
             bank.labels,

@@ -14,7 +14,7 @@ from attacks.badencoder import consistency
 from attacks.triggers import read_patch
 from bench.encoders.architectures import build
 from bench.encoders.contrastive import contrastive_loss
-from bench.evaluation.downstream import knn_predict
+from bench.evaluation.nearest import knn_predict
 from bench.evaluation.similarity import backdoor_z_score
 from bench.upstream import probing
 from bench.upstream.probes import EXACT, Figure, Probe, Tolerance, finding

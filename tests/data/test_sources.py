@@ -112,9 +112,39 @@ def test_torchvision_copy_is_used_and_never_downloaded_unasked(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     source = open_source("cifar10", DatasetConfig(), [tmp_path], tmp_path)
     assert isinstance(source, Torchvision)
-    with pytest.raises(InputError, match="Dataset not found or corrupted"):
-        source.load("train")
+    for asked in (source.load, source.check, source.count, source.classes, source.labels):
+        with pytest.raises(InputError, match="Dataset not found or corrupted"):
+            asked("train")
     assert list((tmp_path / "cifar-10-batches-py").iterdir()) == []
+
+
+def test_a_torchvision_copy_tells_its_labels_without_decoding(tmp_path):
+    for label, count in ((0, 3), (1, 1), (2, 2)):
+        folder = tmp_path / "gtsrb" / "GTSRB" / "Training" / f"{label:05}"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.ppm").write_bytes(encoded(40 * label, suffix="PPM"))
+    source = open_source("gtsrb", DatasetConfig(), [tmp_path], tmp_path)
+    assert isinstance(source, Torchvision)
+    source.check("train")
+    assert (source.count("train"), source.classes("train")) == (6, 3)
+    images = source.load("train")
+    assert images.labels.tolist() == source.labels("train").tolist() == [0, 0, 0, 1, 2, 2]
+    assert images.uint8()[:, 0, 0, 0].tolist() == [0, 0, 0, 40, 80, 80]
+    few = open_source("gtsrb", DatasetConfig(max_images=4), [tmp_path], tmp_path)
+    assert (few.count("train"), few.load("train").labels.tolist()) == (
+        6,
+        few.labels("train").tolist(),
+    )
+
+
+def test_a_folder_of_pictures_may_have_the_name_of_torchvisions_copy(tmp_path):
+    folder = tmp_path / "gtsrb" / "train" / "stop"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(encoded(1))
+    source = open_source("gtsrb", DatasetConfig(), [tmp_path], tmp_path)
+    assert isinstance(source, Folder)
+    assert source.load("train").class_names == ("stop",)
 
 
 @pytest.mark.parametrize(

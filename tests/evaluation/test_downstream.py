@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from bench.evaluation import downstream
 from bench.evaluation.downstream import (
     Probe,
     attack_success_rate,
     clean_accuracy,
     filtered_rates,
-    knn_predict,
     predict,
-    raw_pixel_knn,
     train_probe,
     validity_gate,
 )
-
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "evaluation.json").read_text(encoding="utf-8")
-)["knn_vote"]
 
 
 def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,43 +38,6 @@ def trained(features: torch.Tensor, labels: torch.Tensor, seed: int = 0, **chang
 
 def weights_of(probe: torch.nn.Module) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(probe.parameters())
-
-
-@pytest.fixture
-def golden_vote() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    bank = functional.normalize(torch.randn(64, 300, generator=generator), dim=0).T
-    queries = functional.normalize(torch.randn(5, 64, generator=generator))
-    return queries, bank, torch.arange(300) % 10
-
-
-@pytest.mark.parametrize("case", GOLDEN["predictions"], ids=lambda case: str(case["temperature"]))
-def test_knn_reproduces_the_published_vote(golden_vote, case):
-    found = knn_predict(*golden_vote, 10, k=GOLDEN["k"], temperature=case["temperature"])
-    assert found.dtype == torch.int64
-    assert found.tolist() == case["classes"]
-
-
-def test_knn_does_not_depend_on_batching_or_on_feature_length(golden_vote, monkeypatch):
-    queries, bank, labels = golden_vote
-    whole = knn_predict(queries, bank, labels, 10)
-    monkeypatch.setattr(downstream, "_VALUES_AT_ONCE", 4000)
-    lengths = torch.linspace(0.1, 9, len(bank))[:, None]
-    assert torch.equal(knn_predict(7 * queries, lengths * bank, labels, 10), whole)
-
-
-def test_knn_with_a_small_bank_lets_all_rows_vote():
-    bank, labels = torch.eye(3), torch.tensor([2, 0, 1])
-    assert knn_predict(bank, bank, labels, 3).tolist() == [2, 0, 1]
-
-
-def test_raw_pixel_knn_tells_pictures_apart_by_pixels_alone():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % 2
-    images = 0.4 + 0.2 * torch.rand(60, 3, 8, 8, generator=generator)
-    images[labels == 1, :, :4] += 0.3
-    found = raw_pixel_knn(images[:20], images[20:], labels[20:], 2, k=10)
-    assert torch.equal(found, labels[:20])
 
 
 def test_probe_learns_separable_features_of_any_length():
@@ -268,11 +221,3 @@ def test_gate_without_a_twin_never_says_ok(success, status):
 def test_gate_with_half_a_twin_is_uncontrolled():
     assert validity_gate(0.9, 0.1, 0.9, None)[0] == "uncontrolled"
     assert validity_gate(0.9, None, 0.9, 0.9)[0] == "uncontrolled"
-
-
-def test_knn_reproduces_the_vote_of_decrees_code():
-    """Probe D9 of the published DECREE code."""
-    steps = torch.arange(512, dtype=torch.float32)
-    queries, bank = (wave.view(64, 8) for wave in (torch.sin(0.3 * steps), torch.cos(0.17 * steps)))
-    found = knn_predict(queries[:6], bank, torch.arange(64) % 4, 4, k=10, temperature=0.5)
-    assert found.tolist() == [0, 1, 3, 0, 1, 3]

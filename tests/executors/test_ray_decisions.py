@@ -26,10 +26,11 @@ from bench.cells import CellStore, RunningMark
 from bench.config import StageResources
 from bench.errors import InputError
 from bench.executors.computing import StorageError
+from bench.executors.ray_actors import About, Keeper, software, storage_id
 from bench.executors.ray_cluster import Cluster
 from bench.executors.ray_driver import ATTEMPTS, LOST_NODES, RayExecutor, _Task
 from bench.executors.ray_head import HeadWatch
-from bench.executors.ray_worker import About, Keeper, Origin, _copy, software, storage_id
+from bench.executors.ray_worker import Origin, _copy
 from bench.executors.schedule import Schedule
 from bench.graph import Cell, Stage
 from bench.progress import Silent
@@ -269,7 +270,8 @@ def test_a_cache_without_hard_links_has_a_name(tmp_path, monkeypatch):
 
 
 def test_files_travel_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.executors.ray_worker.BYTES_AT_ONCE", 4)
+    for module in ("ray_actors", "ray_worker"):  # who reads parts, and who asks for more
+        monkeypatch.setattr(f"bench.executors.{module}.BYTES_AT_ONCE", 4)
     monkeypatch.setattr(ray, "get", lambda value: value)
     stage = Stage("data", {}, {}, "data")
     keeper = Keeper(str(tmp_path))

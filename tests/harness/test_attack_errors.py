@@ -62,6 +62,7 @@ RATE = "of 1277 training images is 638; among the attacker's images "
             "a warm-up of 2 epochs leaves nothing of the 2 of training",
         ),
         ("drupe", {"references": 500}, "references", "cannot be among splits.references, 60"),
+        ("badencoder", {"references": 50}, "references", "among 60, the attack needs 50"),
         ("badclip", {"distance": "cosin"}, "distance", "should be 'euclidean', 'squared' or"),
     ],
 )

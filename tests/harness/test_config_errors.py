@@ -343,10 +343,11 @@ def test_a_profile_may_extend_another(tiny, session_of):
         ),
     ],
 )
-def test_the_same_files_under_another_name_have_no_second_role(
-    tiny, write_config, refused, keys, value, place
+@pytest.mark.parametrize("named", [{"stored_as": "digits"}, {}, {"max_images": 500}])
+def test_the_same_images_under_another_name_have_no_second_role(
+    tiny, write_config, refused, keys, value, place, named
 ):
-    tiny["datasets"]["again"] = {"source": "digits", "stored_as": "digits"}
+    tiny["datasets"]["again"] = {"source": "digits", **named}
     write_config(set_in(tiny, keys, value))
     assert f"{place}: 'again' is 'digits' under another name" in refused("run")
 

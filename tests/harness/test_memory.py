@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.memory import resident_tree_mb
+
 # Counted in memory, not in page faults: a fault is 4 KB or 2 MB, as the system finds huge pages.
 SCRIPT = """
 from bench.memory import give_back_freed_memory, keep_freed_memory, resident_mb
@@ -58,3 +60,18 @@ def test_a_large_tensor_reuses_the_memory_of_the_last() -> None:
 def test_the_users_own_settings_go_before() -> None:
     fresh, _ = _run(MALLOC_MMAP_THRESHOLD_="1000000")
     assert fresh > 1200
+
+
+CHILD = "import sys; held = bytearray(2**28); print('there', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for resident memory")
+def test_what_a_process_started_counts_as_its_own() -> None:
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
+    before = resident_tree_mb()
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"there\n"  # the child's own child is
+        assert resident_tree_mb() - before > 256
+    assert resident_tree_mb() - before < 128

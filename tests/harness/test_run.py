@@ -382,15 +382,15 @@ def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path):
 
 
 def test_failed_cell_gives_exit_status_one(tmp_path):
-    """A target class that no image carries: the attack cannot find references."""
+    """A rate at which the fine-tuning diverges."""
     broken = yaml.safe_load(yaml.safe_dump(TINY))
-    broken["profiles"]["tiny"]["overrides"]["badencoder"]["references"] = 50
+    broken["profiles"]["tiny"]["overrides"]["badencoder"]["learning_rate"] = 1e30
     broken["matrix"] = {"attacks": ["none", "badencoder"], "defenses": ["mahalanobis"]}
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(broken))
     ran = command("run", cwd=tmp_path)
     assert ran.returncode == 1, ran.stderr
     assert "failed: badencoder x mahalanobis: implant badencoder on digits, seed 0: " in ran.stderr
-    assert "the attack needs 50" in ran.stderr
+    assert "lower its rate" in ran.stderr
     table = pd.read_csv(tmp_path / "results" / "tiny" / "leaderboard.csv").set_index("attack")
     assert table["status"].to_dict() == {"none": "ok", "badencoder": "failed"}
 

@@ -242,6 +242,14 @@ def test_victim_whose_files_say_something_else_is_refused(
     assert f"{HERE}.from: {message}" in error
 
 
+def test_downstream_that_is_the_pretraining_set_under_another_name_is_refused(
+    tiny, write_config, refused, files
+):
+    tiny["datasets"]["few"] = {"source": "digits", "max_images": 900}
+    error, _ = refusal(write_config, refused, tiny, {"from": "victim", "downstream": "few"})
+    assert f"{HERE}.downstream: 'few' is 'digits' under another name" in error
+
+
 def test_downstream_that_is_the_out_of_distribution_set_is_refused(
     tiny, write_config, refused, files
 ):
