@@ -27,6 +27,7 @@ class DrupeTraining(UpstreamComponent, CarriesPatch, ModelPoisoning):
     on them as they are.
     """
 
+    version: ClassVar[int] = 2
     repository: ClassVar[str] = "DRUPE"
     imports: ClassVar[tuple[str, ...]] = ("cv2", "ot")
 

@@ -63,6 +63,7 @@ class UpstreamAsset(UpstreamComponent, Defense):
         gives every image the score 0, as the native defense does.
     """
 
+    version: ClassVar[int] = 2
     repository: ClassVar[str] = "ASSET"
     imports: ClassVar[tuple[str, ...]] = ("cv2",)
     requires: ClassVar[frozenset[Requirement]] = frozenset(
