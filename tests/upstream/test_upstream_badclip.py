@@ -174,5 +174,5 @@ def test_words_for_what_is_smaller_than_published():
     assert UpstreamBadCLIP().reduced({"shadow": 1024}) == "patch: at most 1,024 of 10,000 images"
     assert UpstreamBadCLIP(**SMALL, patch_images=96).reduced(images) == (
         "128 images, 2 of 10 epochs, batches of 48 instead of 128, patch: 2 of 50 epochs and "
-        "at most 96 of 10,000 images and batches of 48 instead of 64, 2 of 10,000 warm-up steps"
+        "at most 96 of 10,000 images and batches of 16 instead of 64, 2 of 10,000 warm-up steps"
     )
