@@ -138,6 +138,18 @@ def test_a_torchvision_copy_tells_its_labels_without_decoding(tmp_path):
     )
 
 
+def test_the_unlabelled_part_of_stl10_is_counted_without_being_read(tmp_path, monkeypatch):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    with (folder / "unlabeled_X.bin").open("wb") as file:
+        file.truncate(100_000 * 3 * 96 * 96)
+    source = open_source("stl10", DatasetConfig(resize=True), [tmp_path], tmp_path)
+    monkeypatch.setattr(source, "_dataset", lambda *_, **__: pytest.fail("it was opened"))
+    source.check("train")
+    assert (source.count("train"), source.classes("train")) == (100_000, 0)
+    assert source.labels("train") is None
+
+
 def test_a_folder_of_pictures_may_have_the_name_of_torchvisions_copy(tmp_path):
     folder = tmp_path / "gtsrb" / "train" / "stop"
     folder.mkdir(parents=True)
