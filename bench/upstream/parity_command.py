@@ -49,10 +49,11 @@ def parity(
     sessions = [] if probes_only else _sessions(chosen, config, results, cache)
     before, found = read_report(folder), _probed(chosen)
     if any(row.compared for row in found):
-        write_report(merged(before, found), folder)
+        write_report(merged(before, found), folder)  # trainings take hours, and may be cut
     if sessions:
         found += [row for row in _trained(sessions, stored_only) if row.repository in chosen]
-        write_report(merged(before, found), folder)
+        if any(row.compared for row in found):
+            write_report(merged(before, found), folder)
     _tell(found, folder)
 
 
@@ -88,8 +89,7 @@ def _trained(sessions: list[Session], stored_only: bool) -> list[Result]:
 
 
 def _tell(found: list[Result], folder: Path) -> None:
-    """Counts of verdicts, and what differs, failed, or is left undecided by these seeds: that is no
-    difference, as zero lies in its interval."""
+    """Counts of verdicts, and what differs, failed, or is left undecided by these seeds."""
     from bench.upstream.outcomes import UNDECIDED
     from bench.upstream.parity import DIFFERS, FAILED, FUNCTION, OUTCOME, counted
 
