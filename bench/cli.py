@@ -291,7 +291,7 @@ def download(
 ) -> None:
     """Fetch a data set (torchvision) or public CLIP weights (open_clip) into the data root."""
     from bench.config import DatasetConfig
-    from bench.data.sources import Torchvision
+    from bench.data.torchvision_copies import Torchvision
     from bench.encoders.pretrained import PRETRAINED, download_pretrained
     from bench.session import data_roots
 

@@ -29,7 +29,7 @@ import bench
 from bench.api import Trigger
 from bench.config import DatasetConfig
 from bench.data.imageset import ImageSet
-from bench.data.sources import Parquet
+from bench.data.parquet import Parquet
 from bench.encoders.encoder import Encoder
 from bench.progress import Silent
 from bench.scan.command import write

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from bench.config import DatasetConfig
+from bench.data.folder import IMAGE_SUFFIXES
 from bench.data.imageset import ImageSet
+from bench.data.parquet import Parquet
 from bench.data.pictures import UNREADABLE, open_image, why_unreadable
-from bench.data.sources import IMAGE_SUFFIXES, Parquet
 from bench.errors import InputError
 
 _THREADS = 2

@@ -16,9 +16,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from bench.config import DatasetConfig
+from bench.data.captioned import Captions
 from bench.data.captions import prompt_templates, template_captions
 from bench.data.imageset import ImageSet
-from bench.data.sources import Captions, Parquet, open_source
+from bench.data.parquet import Parquet
+from bench.data.sources import open_source
 from bench.errors import InputError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "clip.json").read_text())

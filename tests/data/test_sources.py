@@ -16,9 +16,12 @@ from experiment import real_images
 from PIL import Image
 
 from bench.config import DatasetConfig
+from bench.data.folder import Folder
 from bench.data.imageset import ImageSet
-from bench.data.sources import Folder, Parquet, Torchvision, open_source
+from bench.data.parquet import Parquet
+from bench.data.sources import open_source
 from bench.data.splits import permuted_rows, pick_references
+from bench.data.torchvision_copies import Torchvision
 from bench.errors import InputError
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from bench.api import DefenderView, ImageSet
 from bench.config import DatasetConfig
-from bench.data.sources import Parquet
+from bench.data.parquet import Parquet
 from defenses import asset
 from defenses.asset import Asset
 

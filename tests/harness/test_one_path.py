@@ -13,7 +13,7 @@ from trigger_kinds import KINDS, TRANSPORTS, trigger_of
 from attacks.triggers import PatchTrigger
 from bench.api import ImageSet, Trigger
 from bench.config import DatasetConfig
-from bench.data.sources import Parquet
+from bench.data.parquet import Parquet
 from bench.stages import detecting
 from bench.stages.bundle import as_float, build_bundle, stamp_images
 from bench.stages.detecting import Scorer, restore

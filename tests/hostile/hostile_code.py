@@ -120,7 +120,7 @@ def extracted(
         from torchvision.datasets import cifar, utils
 
         from bench.config import DatasetConfig
-        from bench.data.sources import Torchvision
+        from bench.data.torchvision_copies import Torchvision
 
         utils.check_integrity = lambda *_: True
         cifar.check_integrity = lambda path, *_: False
