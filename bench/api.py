@@ -65,8 +65,9 @@ Requirement = Literal[
     "auxiliary_labels",
     "trigger_support",
 ]
-"""``trigger_support`` is for analysis alone: it tells where the trigger lies, and such cells are
-marked and stay out of averages."""
+"""What a defense may ask for beyond embeddings. ``network``: ``encoder.network()`` then gives a
+copy of the frozen module, its architecture and its settings. ``trigger_support`` is for analysis
+alone: it tells where the trigger lies, and such cells are marked and stay out of averages."""
 
 
 class Encoder(Protocol):
@@ -194,7 +195,8 @@ class PoisonerWorld:
         int64: positions in the training set of the images that the attacker supplies, ascending;
         disjoint from everything the defender owns. Others may not be changed.
     target, class_name
-        Target class: its index (in the training set, for CLIP in the downstream set) and its name.
+        Target class: its index in the training set, -1 where that has no class of the name, and its
+        name.
     encoder
         The public encoder that the victim will fine-tune, frozen; None when training starts from
         scratch.
@@ -367,7 +369,7 @@ class DefenderView:
         Only for who requires it, which is an analysis and no defense: bool (H, W), the pixels that
         the attack's trigger may change.
     generator
-        The only source of randomness, on the CPU; ``seed`` is an integer drawn from the same.
+        The only source of randomness, on the CPU; ``seed`` is an integer for who needs one.
     """
 
     encoder: Encoder

@@ -82,21 +82,29 @@ def _parameters(
     from bench import registry
     from bench.configfile import ConfigFile, file_parameters
 
-    if config is None and profile is None and not CONFIG.is_file():
-        return {}, Path()
-    file = ConfigFile(config or CONFIG)
-    chosen = profile or (PROFILE if PROFILE in file.config.profiles else None)
-    label, settings = file.config.profile(chosen)
-    overrides = settings.overrides.get(name, {})
-    if not overrides:
-        return {}, file.root
+    without = config is None and profile is None and not CONFIG.is_file()
+    file = None if without else ConfigFile(config or CONFIG)
+    root = Path() if file is None else file.root
     try:
         component = registry.load(f"{kind}s", name)
     except InputError:
-        return {}, file.root  # the first of the findings
+        return {}, root  # the first of the findings
+    label, overrides = PROFILE, {}
+    if file is not None:
+        chosen = profile or (PROFILE if PROFILE in file.config.profiles else None)
+        label, settings = file.config.profile(chosen)
+        overrides = settings.overrides.get(name, {})
+    if file is None or not overrides:
+        needed = [field for field, info in component.model_fields.items() if info.is_required()]
+        if needed:
+            raise InputError(
+                f"{kind} {name!r} needs {', '.join(needed)}: give a value under "
+                f"profiles.{label}.overrides.{name} of {file.path if file else CONFIG}"
+            )
+        return {}, root
     with file.located(("profiles", label, "overrides", name)):
         paths = file_parameters(component.model_validate(overrides))
-    return {**overrides, **_resolved(paths, file)}, file.root
+    return {**overrides, **_resolved(paths, file)}, root
 
 
 def _resolved(paths: dict[str, Path], file: ConfigFile) -> dict[str, Path]:

@@ -98,6 +98,9 @@ class Component:
         Of an attack: ``ssl`` or ``clip``.
     recipe
         Of a data-poisoning attack, as a stage describes it; None: the profile's.
+    fit_requires
+        Of a defense: what of ``requires`` stands with every scoring parameter at its default, the
+        one that a fit is made with.
     scoring
         Of a defense: parameters that fitting never reads.
     reference
@@ -118,6 +121,7 @@ class Component:
     family: str = "ssl"
     recipe: Mapping[str, Any] | None = None
     requires: frozenset[str] = frozenset()
+    fit_requires: frozenset[str] = frozenset()
     scoring: frozenset[str] = frozenset()
     reference: bool = False
     analysis: bool = False

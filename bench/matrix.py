@@ -196,6 +196,12 @@ class Planner:
                 return (
                     f"{defender.name} requires labels of the auxiliary images, and {owned} has none"
                 )
+        wants_both = {"auxiliary_labels", "suspicious"} <= defender.requires
+        if wants_both and not self.labelled(row.family.dataset):
+            return (
+                f"{defender.name} requires labels of the base images, and "
+                f"{row.family.dataset} has none"
+            )
         if "suspicious" in defender.requires:
             counts = self.profile.splits
             for role in ("suspicious", "base"):
@@ -221,7 +227,7 @@ class Planner:
             "attack": row.entry.label,
             "defense": entry.label,
             "dataset": row.family.dataset,
-            "encoder": row.architecture,
+            "encoder": row.architecture + (", imported" if row.victim is not None else ""),
             "downstream": downstream.dataset,
             "target": downstream.target,
             "profile": self.profile_name,
@@ -310,6 +316,7 @@ class Planner:
         """
         spec = self._fit_spec(column, seed)
         shown = "poison_rate" in spec["auxiliary"] or "suspicious" in spec
+        shown = shown or "trigger_support" in column.defender.fit_requires
         # Most placebos of a defense rest on one twin: their fits are one stage.
         named = (column, family.name, encoder.key, audit.key if shown else "", seed)
         if named not in self._fits:

@@ -28,6 +28,8 @@ def resolve_component(
 
     component = registry.load(group, name)
     instance = component.model_validate(dict(parameters))
+    scoring = frozenset(getattr(component, "scoring_parameters", frozenset()))
+    fitting = component.model_validate({k: v for k, v in parameters.items() if k not in scoring})
     missing = registry.missing_packages(component)
     skip = (
         f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
@@ -58,7 +60,8 @@ def resolve_component(
         family=getattr(component, "family", "ssl"),
         recipe=described,
         requires=frozenset(getattr(instance, "requires", frozenset())),
-        scoring=frozenset(getattr(component, "scoring_parameters", frozenset())),
+        fit_requires=frozenset(getattr(fitting, "requires", frozenset())),
+        scoring=scoring,
         reference=bool(getattr(component, "reference", False)),
         analysis=bool(getattr(instance, "analysis", False)),
         references=getattr(instance, "references", 0),

@@ -228,16 +228,16 @@ class Session:
 
     @cached_property
     def all_cells(self) -> list[Cell]:
-        """The whole matrix of the profile, whatever was selected, with every seed of which a cell
-        is stored: a run of other seeds takes nothing off the leaderboard."""
-        seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds)))
-        earlier = tuple(seed for seed in self._seeds_on_record() if seed not in seeds)
+        """The whole matrix of the profile, whatever was selected, with the selected seeds and every
+        seed of which a cell is stored: a run of other seeds takes nothing off the leaderboard, and
+        averages do not wait for seeds that nobody began."""
+        seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds, *self._seeds_on_record())))
         with without_collector():
-            cells = self.planner.cells((*seeds, *earlier))
-        if not earlier:
+            cells = self.planner.cells(seeds)
+        kept = set(self.seeds)
+        if kept == set(seeds):
             return cells
         known = CellStore(self.results)
-        kept = set(seeds)
         for cell in cells:
             if cell.identity["seed"] not in kept and known.done(cell.key):
                 kept.add(cell.identity["seed"])

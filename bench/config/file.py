@@ -74,7 +74,12 @@ def _laid_over(profiles: Mapping[str, Any], name: str, above: tuple[str, ...]) -
     below = _laid_over(profiles, base, (*above, name))
     if not isinstance(below, Mapping):
         raise ValueError(f"{name} extends {base}, which is no profile but {below!r}")
-    return {**below, **{key: value for key, value in own.items() if key != "extends"}}
+    laid = {**below, **{key: value for key, value in own.items() if key != "extends"}}
+    sides = [side.get("overrides") for side in (below, own)]
+    if all(isinstance(side, Mapping) for side in sides):
+        # Component by component: who sets one of them does not mean to unset the others.
+        laid["overrides"] = {**sides[0], **sides[1]}
+    return laid
 
 
 class Config(Model):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.api import DefenderView
@@ -61,6 +61,10 @@ class WatchedEncoder(DefenderEncoder):
     def features(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         self._used |= {"features", "embed"}
         return super().features(images, layers)
+
+    def network(self) -> tuple[nn.Module, str, dict[str, Any]]:
+        self._used |= {"network", "embed"}
+        return super().network()
 
 
 class WatchedImages(ImageSet):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bench.data.imageset import ImageSet
 from bench.data.source import Source, digest_arrays
+from bench.errors import InputError
 
 
 class Digits(Source):
@@ -70,21 +71,35 @@ class Photographs(Source):
     def classes(self, split: str) -> int:
         return 0
 
+    def check(self, split: str) -> None:
+        self._shortest_side()
+
     def load(self, split: str) -> ImageSet:
         if split != "train":
             raise self._no_split(split, "scikit-learn")
         side, random = self.config.image_size, np.random.default_rng(0)
+        shortest = self._shortest_side()
         storage = np.empty((self.COUNT, side, side, 3), dtype=np.uint8)
         for position in range(self.COUNT):
             photograph = self._photographs[position % len(self._photographs)]
             # Crops of several scales: at full resolution most would be plain sky or petal.
-            span = int(random.integers(side, 6 * side))
+            span = int(random.integers(side, min(6 * side, shortest + 1)))
             top = int(random.integers(0, photograph.shape[0] - span + 1))
             left = int(random.integers(0, photograph.shape[1] - span + 1))
             crop = Image.fromarray(photograph[top : top + span, left : left + span])
             storage[position] = np.asarray(crop.resize((side, side), Image.Resampling.BOX))
         images = torch.from_numpy(storage.transpose(0, 3, 1, 2).copy())
         return ImageSet(images, name=f"{self.name}/{split}")
+
+    def _shortest_side(self) -> int:
+        """Of the photographs; no crop is larger."""
+        shortest = min(min(photograph.shape[:2]) for photograph in self._photographs)
+        if self.config.image_size > shortest:
+            raise InputError(
+                f"dataset {self.name!r}: image_size is {self.config.image_size}, and the "
+                f"photographs have {shortest} pixels on their shorter side"
+            )
+        return shortest
 
     @cached_property
     def _photographs(self) -> list[np.ndarray]:

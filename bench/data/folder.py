@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from bench.data.pictures import check_image, read_image
 from bench.data.source import Source, digest_files
 from bench.errors import InputError
 
+SPLITS = ("train", "test")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
 class Folder(Source):
     """``<path>/<split>/<class>/*.png`` (labelled) or ``<path>/<split>/*.png``; for ``train`` the
-    images may also lie in ``<path>`` itself."""
+    images may also lie in ``<path>`` itself. Classes are numbered over all splits: one that a split
+    lacks shifts no number there."""
 
     def __init__(self, name: str, config: DatasetConfig, folder: Path) -> None:
         super().__init__(name, config)
@@ -27,7 +30,11 @@ class Folder(Source):
         files = [path for path, _ in self._files(split)[0]]
         for path in files:
             check_image(path)
-        return digest_files(files, self.folder)
+        digest, names = digest_files(files, self.folder), self._class_names(split)
+        if names == self._own_classes(split):
+            return digest
+        # The numbers of this split's classes are then those of another split's folders, too.
+        return hashlib.sha256("\n".join((digest, *names)).encode()).hexdigest()
 
     def check(self, split: str) -> None:
         self._check_headers((str(path), read_image(path)) for path, _ in self._files(split)[0])
@@ -51,20 +58,37 @@ class Folder(Source):
         return len(self._files(split)[0])
 
     def _files(self, split: str) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-        root = self.folder / split
-        if not root.is_dir():
-            if split != "train":
-                raise self._no_split(split, self.folder)
-            root = self.folder
-        classes = sorted(path for path in root.iterdir() if path.is_dir() and any(_images(path)))
+        root, classes = self._root(split), self._class_names(split)
         if classes:
-            files = [(path, label) for label, c in enumerate(classes) for path in _images(c)]
+            numbered = [(root / name, label) for label, name in enumerate(classes)]
+            files = [(path, n) for at, n in numbered if at.is_dir() for path in _images(at)]
         else:
             files = [(path, -1) for path in _images(root)]
         if not files:
             raise InputError(f"dataset {self.name!r}: no images in {root}")
-        kept = [files[row] for row in self.chosen(len(files))]
-        return kept, tuple(path.name for path in classes)
+        return [files[row] for row in self.chosen(len(files))], classes
+
+    def _root(self, split: str) -> Path:
+        root = self.folder / split
+        if root.is_dir():
+            return root
+        if split != "train":
+            raise self._no_split(split, self.folder)
+        return self.folder
+
+    def _own_classes(self, split: str) -> tuple[str, ...]:
+        """The class folders of one split, in order."""
+        folders = (path for path in self._root(split).iterdir() if path.is_dir())
+        named = (path for path in folders if not path.name.startswith("."))
+        return tuple(sorted(path.name for path in named if any(_images(path))))
+
+    def _class_names(self, split: str) -> tuple[str, ...]:
+        """Those of all splits together; none for a split whose images are unlabelled."""
+        own = self._own_classes(split)
+        if not own or not (self.folder / split).is_dir():
+            return own
+        others = [other for other in SPLITS if (self.folder / other).is_dir()]
+        return tuple(sorted({name for other in others for name in self._own_classes(other)}))
 
 
 def _images(folder: Path) -> list[Path]:

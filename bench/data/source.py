@@ -46,7 +46,7 @@ class Source(ABC):
             For a missing split, a broken image or one of the wrong size.
         """
 
-    def check(self, split: str) -> None:  # noqa: B027 - embedded sets have nothing to check
+    def check(self, split: str) -> None:  # noqa: B027 - digits have nothing to check
         """Raise the :class:`InputError` that :meth:`load` would, from file headers alone."""
 
     def count(self, split: str) -> int | None:

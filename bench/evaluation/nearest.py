@@ -118,6 +118,8 @@ def _vote(
     """The bank goes by in blocks of ``block`` rows; what is nearest so far is kept."""
     neighbours = min(k, len(bank))
     at_once = max(1, _VALUES_AT_ONCE // max(min(block, len(bank)), neighbours * classes))
+    if isinstance(queries, _Pixels):
+        at_once = min(at_once, block)  # no more pixels of them than of the bank
     found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(bank), block):
         known = functional.normalize(bank[start : start + block], dim=1)

@@ -29,8 +29,8 @@ _RATE = "0 to 1"
 _ROW = (
     Column("attack", "text", "", "label of the attack entry"),
     Column("defense", "text", "", "label of the defense entry"),
-    Column("dataset", "text", "", "images the clean encoder was pretrained on"),
-    Column("encoder", "text", "", "architecture and recipe of the encoder"),
+    Column("dataset", "text", "", "images the profile pretrains on; imports may differ"),
+    Column("encoder", "text", "", "architecture of the encoder, and whether it was imported"),
     Column("downstream", "text", "", "labelled set the attack is judged on"),
     Column("target", "integer", "class index", "class the trigger should lead to"),
     Column("profile", "text", "", "scale of the run"),

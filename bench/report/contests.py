@@ -18,7 +18,7 @@ from bench.report.leaderboard import (
     strict_mean,
     worst_status,
 )
-from bench.report.presentation import ABSENT, decimals, state_notes
+from bench.report.presentation import ABSENT, decimals, mark_notes, marks_of, state_notes
 from bench.report.schema import Results, StoredCell
 from bench.report.twin import gathered
 
@@ -92,7 +92,7 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
         *(metric, f"of {table.against}", "difference", "interval", ""),
     )
     first = 3 if repeated else 2
-    rows, styles = [], {}
+    rows, styles, marks = [], {}, _marks(frame, results)
     for number, row in enumerate(frame.to_dict("records")):
         interval, clear = ABSENT, ""
         if not np.isnan(row["low"]):
@@ -102,7 +102,7 @@ def differences_text(name: str, table: DeclaredTable, results: Results) -> TextT
         rows.append(
             (
                 row["attack"] + invalid,
-                row["defense"],
+                row["defense"] + marks.get(("defense", row["defense"]), ""),
                 *([row["seeds"]] if repeated else []),
                 decimals(row["value"], 3),
                 decimals(row["value_against"], 3),
@@ -251,6 +251,13 @@ def _tested(found: Ranking) -> Iterable[str]:
     )
 
 
+def _marks(frame: pd.DataFrame, results: Results) -> dict[tuple[str, str], str]:
+    """The marks of the defenses that a table of differences shows."""
+    shown = set(frame["defense"])
+    found = marks_of(cell for cell in results.cells if cell.row["defense"] in shown)
+    return {who: mark for who, mark in found.items() if who[0] == "defense"}
+
+
 def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Iterable[str]:
     yield from state_notes(results)
     if table.caption:
@@ -262,10 +269,14 @@ def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Result
     )
     if len(results.manifest.seeds) > 1:
         yield "Seeds are averaged; intervals do not cover the variation between them."
-    if len(frame) and frame["low"].isna().any():
+    without = frame["low"].isna()
+    if (without & frame["difference"].notna()).any():
         yield f"{ABSENT}: a cell of an earlier version kept no draws; rerun it for an interval."
+    if (without & frame["difference"].isna()).any():
+        yield f"{ABSENT} without a difference: the victim has no twin, or no decoy qualified."
     if len(results.manifest.seeds) > 1 and len(frame):
         yield "Over the seeds that both defenses have, so the value of the other may vary by row."
+    yield from mark_notes(_marks(frame, results))
     gaps = _gaps(table, frame, results)
     if gaps:
         yield f"Without a pair: {', '.join(gaps)}."

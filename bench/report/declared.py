@@ -12,7 +12,10 @@ from bench.errors import nearest
 from bench.models import Model
 from bench.report.columns import COLUMNS
 
-__all__ = ["BUILT_IN", "CELLS", "FIELDS", "RATES", "DeclaredTable", "LeaderboardTable", "Tables"]
+__all__ = [
+    *("AT_PROTOCOL", "BUILT_IN", "CELLS", "FIELDS", "RATES"),
+    *("DeclaredTable", "LeaderboardTable", "Tables"),
+]
 
 BUILT_IN = ("leaderboard", "summary", "thresholds", "downstream")
 """Tables that every results folder has."""
@@ -32,6 +35,12 @@ RATES = {
     "fpr_decoy": "decoy-stamped images above the table's threshold rule",
 }
 """Metrics that depend on the table's threshold rule: column -> meaning."""
+
+AT_PROTOCOL = (
+    *("tpr_calibrated", "tpr_calibrated_placebo", "fpr_calibrated", "fpr_target_class"),
+    *("ca_filtered", "asr_filtered"),
+)
+"""Columns at the threshold of the protocol, whatever rule a table names."""
 
 Goal = Literal["highest", "lowest"]
 
@@ -160,15 +169,16 @@ class DeclaredTable(Model):
                 values = getattr(self, name)
                 if len(set(values)) < len(values):
                     raise ValueError(f"{name} names something twice: {', '.join(values)}")
-            _checked(self.best, (*self.metrics, *self.controls, *self.fixed), "metric of the table")
+            # A fixed metric is the attack's: no defense is best at it.
+            _checked(self.best, (*self.metrics, *self.controls), "metric of the table")
         if self.kind == "differences" and self.against is None:
             raise ValueError("against is missing: the defense to set the others against")
         if self.kind == "differences" and self.metric == "auroc_vs_decoy_excess":
             raise ValueError("cells keep no draws of auroc_vs_decoy_excess: take auroc_vs_decoy")
-        if {self.threshold_rule, self.threshold_fpr} != {None} and (
-            "tpr_calibrated_placebo" in (*self.metrics, *self.controls)
-        ):
-            raise ValueError("tpr_calibrated_placebo is at the protocol's threshold, not a table's")
+        if {self.threshold_rule, self.threshold_fpr} != {None}:
+            for name in AT_PROTOCOL:
+                if name in (*self.fixed, *self.metrics, *self.controls):
+                    raise ValueError(f"{name} is at the protocol's threshold, not a table's")
         if self.threshold_rule == "median-test" and self.threshold_fpr is not None:
             raise ValueError("the median rule has no nominal rate: leave threshold_fpr out")
         return self

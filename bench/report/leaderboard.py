@@ -24,7 +24,7 @@ __all__ = [
     "strict_mean",
     "summary",
     "thresholds",
-    "valid_in_some_seeds",
+    "valid_in_part",
     "varying_context",
     "worst_status",
 ]
@@ -120,10 +120,11 @@ def summary(results: Results) -> pd.DataFrame:
     """Each defense averaged over the valid attacks on one kind of encoder.
 
     Analyses and reduced rows stay outside, and encoders are never averaged with each other. An
-    attack counts when it passes the gate in every seed (:func:`valid_in_some_seeds` names the
-    others). Means are given only when every defense has an ok row on every such attack in every
-    seed; otherwise they are empty for all defenses on that encoder and ``missing`` names what
-    stands in the way. Seeds, downstream sets and targets are averaged first, then attacks.
+    attack counts when it passes the gate in every seed and on every set and target that it was
+    judged on (:func:`valid_in_part` names the others). Means are given only when every defense has
+    an ok row on every such attack in every seed; otherwise they are empty for all defenses on that
+    encoder and ``missing`` names what stands in the way. Seeds, downstream sets and targets are
+    averaged first, then attacks.
     """
     everything = _sorted_rows(map(_row, results.cells), results.manifest)
     rows = [row for row in everything if not row["reduced"]]
@@ -140,11 +141,27 @@ def summary(results: Results) -> pd.DataFrame:
     return _frame(records, ("encoder", "defense", "n_attacks", *SUMMARY_METRICS, "missing"))
 
 
-def valid_in_some_seeds(results: Results) -> list[str]:
-    """Attacks (columns of :func:`summary`) that pass the validity gate in some seeds only."""
+def valid_in_part(results: Results) -> list[str]:
+    """Columns of :func:`attack_columns` whose attack passes the validity gate there and not in
+    every seed, on every set and for every target: to average it where it works is to choose by
+    success."""
     rows = [row for row in plain_rows(results) if not row["reduced"]]
-    gates = _gates(rows, attack_columns(rows))
-    return [name for name, passed in gates.items() if set(passed.values()) == {True, False}]
+    columns = attack_columns(rows)
+    whole = _whole(rows, columns)
+    return [
+        name
+        for name, passed in _gates(rows, columns).items()
+        if any(passed.values()) and name not in whole
+    ]
+
+
+def _whole(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> set[str]:
+    """The columns of attacks that pass the gate wherever they were judged on one encoder."""
+    rows = list(rows)
+    attacks = {columns[row["key"]]: (row["attack"], row["encoder"]) for row in rows}
+    gates = _gates(rows, columns)
+    failing = {attacks[name] for name, passed in gates.items() if not all(passed.values())}
+    return {name for name in gates if attacks[name] not in failing}
 
 
 def _gates(
@@ -169,8 +186,8 @@ def _summary_of(
     """The records of :func:`summary` for one encoder, best first."""
     found = {(columns[row["key"]], row["seed"], row["defense"]): row for row in rows}
     attack_of = {columns[row["key"]]: row["attack"] for row in rows}
-    gates = _gates(rows, columns)
-    valid = [(name, s) for name, passed in gates.items() if all(passed.values()) for s in seeds]
+    whole = _whole(rows, columns)
+    valid = [(name, s) for name in _gates(rows, columns) if name in whole for s in seeds]
     missing = {defense: _missing(defense, valid, found) for defense in defenses}
     complete = bool(valid) and not any(missing.values())
     records = []

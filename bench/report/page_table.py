@@ -10,7 +10,13 @@ import pandas as pd
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
 from bench.report.formats import escape_latex, number_text
 from bench.report.leaderboard import CONTEXT, over_seeds, per_seed, varying_context
-from bench.report.presentation import MARKS, further_text, readable_row
+from bench.report.presentation import (
+    FURTHER_TITLES,
+    MARKS,
+    further_text,
+    further_title,
+    readable_row,
+)
 from bench.report.schema import Results
 
 __all__ = ["Texts", "identity", "table_payload"]
@@ -37,9 +43,6 @@ _PARTS = {
     "ms/img": ("score_ms_per_image",),
 }
 """Header of a readable column -> the columns of ``leaderboard.csv`` behind it."""
-
-_TITLES = {"decoy": "decoy used"}
-"""Where a column's name is already the header of a readable one."""
 
 _MEANINGS = {
     "n_seeds": "seeds averaged in this row",
@@ -158,11 +161,12 @@ def _columns(
     columns = [_described(title, _PARTS.get(title, (title,)), True) for title in titles]
     covered = {column["parts"][0] for column in columns if len(column["parts"]) == 1}
     for name in further:
-        if name not in covered:
-            columns.append(_described(name.replace("_", " "), (name,), True))
+        title = further_title(name, titles)
+        if title and name not in covered:
+            columns.append(_described(title, (name,), True))
             covered.add(name)
     columns += [
-        _described(_TITLES.get(name, name), (name,), repeated and name == "seed")
+        _described(FURTHER_TITLES.get(name, name), (name,), repeated and name == "seed")
         for name in LEADERBOARD_COLUMNS
         if name not in covered
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.report.declared import RATES, DeclaredTable
 from bench.report.leaderboard import CONTEXT, strict_mean, worst_status
-from bench.report.presentation import ABSENT, MARKS
+from bench.report.presentation import ABSENT, marks_of
 from bench.report.schema import Results, StoredCell
 from bench.report.twin import gathered
 
@@ -125,7 +125,8 @@ def pivot(table: DeclaredTable, results: Results) -> Pivot:
         sorted(rows.items(), key=lambda item: (item[0][0] in last, order.get(item[0][0], 0)))
     )
     labels = frozenset(cell.row["attack"] for cell in cells if cell.control)
-    return Pivot(fields, rows, tuple(columns), frozenset(controls), encoders, _marks(cells), labels)
+    marks = marks_of(cells)
+    return Pivot(fields, rows, tuple(columns), frozenset(controls), encoders, marks, labels)
 
 
 def pivot_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
@@ -135,7 +136,7 @@ def pivot_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
     for place, row in found.rows.items():
         record: dict[str, Any] = dict(zip(found.fields, place, strict=True))
         for metric in table.fixed:
-            record[metric] = fixed_value(row, metric)
+            record[metric] = fixed_value(row, metric).values.get(metric)
         for column in found.columns:
             cell = row.get(column, Place({}))
             prefix = f"{column}/" if column else ""
@@ -210,26 +211,16 @@ def _rate(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:
     return (entry or {}).get(metric)
 
 
-def fixed_value(row: dict[str, Place], metric: str) -> float | None:
-    """A metric of the attack: the one value that all measured places of a row agree on."""
-    values = {p.values.get(metric) for p in row.values() if p.seeds == p.expected}
-    if not values:
-        values = {p.values.get(metric) for p in row.values() if p.seeds}
-    return values.pop() if len(values) == 1 else None
-
-
-def _marks(cells: Iterable[StoredCell]) -> dict[tuple[str, str], str]:
-    """Of a defense: what holds for all its cells. Of an attack: that all its cells are reduced."""
-    groups: dict[tuple[str, str], list[StoredCell]] = {}
-    for cell in cells:
-        for name in ("attack", "defense"):
-            groups.setdefault((name, cell.row[name]), []).append(cell)
-    marks = {}
-    for (name, label), members in groups.items():
-        flags = MARKS if name == "defense" else ("reduced",)
-        said = [MARKS[flag][0] for flag in flags if all(getattr(c, flag) for c in members)]
-        marks[name, label] = "".join(f" {mark}" for mark in said)
-    return marks
+def fixed_value(row: dict[str, Place], metric: str) -> Place:
+    """A metric of the attack, as a place: the one value that those places of a row agree on which
+    rest on the most seeds."""
+    most = max((place.seeds for place in row.values()), default=0)
+    found = [place for place in row.values() if place.seeds == most > 0]
+    values = {place.values.get(metric) for place in found}
+    if len(values) != 1:
+        return Place({})
+    status = worst_status(place.status for place in found)
+    return Place({metric: values.pop()}, status, most, found[0].expected)
 
 
 def _order(results: Results, table: DeclaredTable) -> Callable[[StoredCell], tuple[Any, ...]]:

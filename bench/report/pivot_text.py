@@ -6,11 +6,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.report.declared import RATES, DeclaredTable
+from bench.report.declared import AT_PROTOCOL, RATES, DeclaredTable
 from bench.report.formats import TextTable
 from bench.report.leaderboard import strict_mean
 from bench.report.pivot import Pivot, Place, fixed_value, pivot
-from bench.report.presentation import ABSENT, MARKS, decimals, state_notes, threshold_note
+from bench.report.presentation import (
+    ABSENT,
+    decimals,
+    mark_notes,
+    state_notes,
+    threshold_note,
+)
 from bench.report.schema import Results
 
 __all__ = ["SHORT", "pivot_text"]
@@ -31,8 +37,8 @@ SHORT = {
     "fpr_decoy": "FPR decoy",
     "tpr_at_1fpr": "TPR@1%",
     "tpr_at_5fpr": "TPR@5%",
-    "tpr_median_rule": "TPR",
-    "fpr_median_rule": "FPR",
+    "tpr_median_rule": "TPR median rule",
+    "fpr_median_rule": "FPR median rule",
     "clean_accuracy": "CA",
     "clean_accuracy_twin": "CA twin",
     "attack_success_rate": "ASR",
@@ -45,6 +51,8 @@ SHORT = {
 }
 """Headings; other metrics go by their column's name."""
 
+_READ_OFF = ("tpr_at_1fpr", "tpr_at_5fpr", "tpr_at_01fpr", "fpr_at_95tpr")
+_MEDIAN_RULE = ("tpr_median_rule", "fpr_median_rule")
 _WORDS = {"attack-weak": "weak", "attack-invalid": "invalid", "uncontrolled": "no twin"}
 _ABOVE_CHANCE = ("auroc", "auroc_vs_decoy", "auroc_all")
 _DIGITS = {"fit_seconds": 1, "score_ms_per_image": 2, "peak_memory_mb": 0}
@@ -94,7 +102,8 @@ class _Writer:
         texts = list(self._labels(place, row))
         for metric in self.table.fixed:
             self._style(len(texts), {"dim"} if self._words(row.values()) else set())
-            texts.append(_number(fixed_value(row, metric), metric))
+            value = fixed_value(row, metric)
+            texts.append(_with_seeds(_number(value.values.get(metric), metric), value))
         for column in self.found.columns:
             cell = row.get(column, Place({}))
             for metric in self.shown:
@@ -133,8 +142,10 @@ class _Writer:
         what = "1 attack" if len(attacks) == 1 else f"{len(attacks)} attacks"
         texts = [f"mean over {what} ({encoder})", *[""] * (len(self.found.fields) - 1)]
         for metric in self.table.fixed:
-            fixed = [[fixed_value(row, metric) for row in rows] for rows in attacks]
-            texts.append(_number(mean(fixed), metric))
+            found = [[fixed_value(row, metric) for row in rows] for rows in attacks]
+            every_seed = all(c.seeds == c.expected for group in found for c in group)
+            values = [[c.values.get(metric) for c in group] for group in found]
+            texts.append(_number(mean(values) if every_seed else None, metric))
         for column in self.found.columns:
             cells = [[row.get(column, Place({})) for row in rows] for rows in attacks]
             # A reference is apart from contests, and its mean is worth showing.
@@ -167,13 +178,9 @@ class _Writer:
         if not cell.seeds:
             return cell.status if metric == self.shown[0] else ""
         text = _number(cell.values.get(metric), metric)
-        if text == ABSENT:
-            return text
-        if cell.status in _WORDS and not self._words(row.values()):
+        if text != ABSENT and cell.status in _WORDS and not self._words(row.values()):
             text += f" ({_WORDS[cell.status]})"
-        if cell.seeds < cell.expected:
-            text += f" ({cell.seeds}/{cell.expected} seeds)"
-        return text
+        return _with_seeds(text, cell)
 
     def _style(self, position: int, styles: set[str]) -> None:
         if styles:
@@ -212,9 +219,11 @@ def _ranking(
                 and not (metric in _ABOVE_CHANCE and value <= 0.5)
             }
             order = sorted(set(reached.values()), reverse=True)
-            if len(order) < 2:
-                continue
-            words = {order[0]: "best", **({order[1]: "second"} if len(entries) > 2 else {})}
+            if not order or len(entries) < 2 or (len(order) == 1 and len(reached) == len(entries)):
+                continue  # nobody to be better than
+            words = {order[0]: "best"}
+            if len(order) > 1 and len(entries) > 2:
+                words[order[1]] = "second"
             for (place, column), value in reached.items():
                 if value in words:
                     styles.setdefault((place, column, metric), set()).add(words[value])
@@ -225,13 +234,7 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
     yield from state_notes(results)
     if table.caption:
         yield table.caption
-    shown = {*table.metrics, *table.controls, *table.fixed}
-    calibrated = ("tpr_calibrated", "tpr_calibrated_placebo", "fpr_calibrated")
-    if shown & {*RATES, *calibrated, "ca_filtered", "asr_filtered"}:
-        cells = [cell for cell in results.cells if table.wants(cell.row)]
-        yield threshold_note(cells, table.threshold_rule, table.threshold_fpr)
-    elif shown & {"auroc", "auroc_delta", "auroc_placebo", "auroc_vs_decoy"}:
-        yield "AUROC needs no threshold; none was chosen."
+    yield from _threshold_notes(table, results)
     if any("best" in style for style in writer.styles.values()):
         along = "row" if table.columns == "defense" else "column"
         among = "defenses" if table.aggregate else "valid, complete cells"
@@ -259,9 +262,34 @@ def _notes(table: DeclaredTable, found: Pivot, results: Results, writer: _Writer
         yield f"Means over {len(results.manifest.seeds)} seeds; with several, the worst status."
     if writer.incomplete:
         yield f"No mean where an attack is missing or not ok: {', '.join(writer.incomplete)}."
-    for mark, text in MARKS.values():
-        if any(mark in marks for marks in found.marks.values()):
-            yield f"{mark} {text}"
+    yield from mark_notes(found.marks)
+
+
+def _with_seeds(text: str, place: Place) -> str:
+    """A number, and on how many seeds it rests where that is not all of them."""
+    if text == ABSENT or place.seeds == place.expected:
+        return text
+    return f"{text} ({place.seeds}/{place.expected} seeds)"
+
+
+def _threshold_notes(table: DeclaredTable, results: Results) -> Iterable[str]:
+    """How the thresholds behind the shown columns were chosen; a table can hold several kinds."""
+    shown = [*table.fixed, *table.metrics, *table.controls]
+
+    def named(kind: Iterable[str]) -> str:
+        return ", ".join(SHORT.get(metric, metric) for metric in shown if metric in kind)
+
+    cells = [cell for cell in results.cells if table.wants(cell.row)]
+    if named((*RATES, *AT_PROTOCOL)):
+        yield threshold_note(cells, table.threshold_rule, table.threshold_fpr)
+    if named(_MEDIAN_RULE):
+        yield f"{named(_MEDIAN_RULE)}: {threshold_note(cells, 'median-test')}"
+    if named(_READ_OFF):
+        yield f"{named(_READ_OFF)}: read off the ROC curve of the test images, no threshold."
+    if not named((*RATES, *AT_PROTOCOL, *_MEDIAN_RULE, *_READ_OFF)) and any(
+        metric.startswith("auroc") for metric in shown
+    ):
+        yield "AUROC needs no threshold; none was chosen."
 
 
 def _number(value: float | None, metric: str) -> str:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bench.report.formats import TextTable, number_text
-from bench.report.leaderboard import over_seeds, summary, valid_in_some_seeds, varying_context
+from bench.report.leaderboard import over_seeds, summary, valid_in_part, varying_context
 from bench.report.schema import Manifest, Results, StoredCell
 
 __all__ = [
     "ABSENT",
+    "FURTHER_TITLES",
     "MARKS",
     "decimals",
     "further_text",
+    "further_title",
     "leaderboard_table",
+    "mark_notes",
+    "marks_of",
     "plain_table",
     "readable_row",
     "state_notes",
@@ -48,6 +52,9 @@ MARKS = {
 }
 """Flag of a row -> the mark behind its defense, and what the notes say about it."""
 
+FURTHER_TITLES = {"decoy": "decoy used"}
+"""Of columns whose own name is the title of another."""
+
 Row = dict[str, Any]
 
 
@@ -60,7 +67,7 @@ def leaderboard_table(results: Results) -> TextTable:
     settings = results.manifest.declared.leaderboard
     for row in frame.to_dict("records"):
         shown = readable_row(row, context, repeated)
-        shown |= {name.replace("_", " "): further_text(row.get(name)) for name in settings.columns}
+        shown |= further_columns(row, settings.columns, list(shown))
         headers = list(shown)
         rows.append(tuple(shown.values()))
     texts = {"attack", "defense", "auxiliary", "status", "verdict/twin", *context}
@@ -83,8 +90,13 @@ def summary_table(results: Results) -> TextTable:
     """Averages over complete columns, or what is missing for them."""
     frame = summary(results)
     headers = tuple(name.replace("_", " ") for name in frame.columns)
+    marks = marks_of(results.cells)
     rows = tuple(
-        tuple(_summary_text(name, value) for name, value in row.items())
+        tuple(
+            _summary_text(name, value)
+            + (marks.get(("defense", value), "") if name == "defense" else "")
+            for name, value in row.items()
+        )
         for row in frame.to_dict("records")
     )
     gaps = [row for row in frame.to_dict("records") if row["missing"]]
@@ -100,12 +112,17 @@ def summary_table(results: Results) -> TextTable:
             "Means over the attacks that pass the validity gate, per encoder, controls left out; "
             "every defense has an ok row on each of them. Seeds are averaged first."
         )
-    partly = valid_in_some_seeds(results)
-    left = f" Left out, valid in some seeds only: {', '.join(partly)}." if partly else ""
+    shown = frame["defense"]
+    partly = valid_in_part(results)
+    left = f" Left out, valid in some seeds or sets only: {', '.join(partly)}." if partly else ""
     return TextTable(
         name="summary",
         title=f"Averages over attacks, profile {results.manifest.profile}",
-        notes=(*state_notes(results), note + left),
+        notes=(
+            *state_notes(results),
+            note + left,
+            *mark_notes({("defense", name): marks.get(("defense", name), "") for name in shown}),
+        ),
         headers=headers,
         rows=rows,
         numeric=_positions(headers, set(headers) - {"encoder", "defense", "missing"}),
@@ -171,6 +188,18 @@ def further_text(value: Any) -> str:
     return decimals(value, 3) if isinstance(value, float) else number_text(value)
 
 
+def further_columns(row: Row, names: Iterable[str], shown: Collection[str]) -> dict[str, str]:
+    """Columns that are asked for beside the readable ones, under titles of their own."""
+    titles = {name: further_title(name, shown) for name in names}
+    return {title: further_text(row.get(name)) for name, title in titles.items() if title}
+
+
+def further_title(name: str, shown: Collection[str]) -> str | None:
+    """The title of a further column; None for what the readable ones ``shown`` hold already."""
+    title = FURTHER_TITLES.get(name, name.replace("_", " "))
+    return None if title in shown else title
+
+
 def state_notes(results: Results) -> tuple[str, ...]:
     """What keeps cells out of the tables and what intervals leave out, if anything."""
     if results.manifest.smoke:
@@ -215,6 +244,28 @@ def _shared_pretrainings(manifest: Manifest) -> Iterable[str]:
             )
 
 
+def marks_of(cells: Iterable[StoredCell]) -> dict[tuple[str, str], str]:
+    """(``attack`` or ``defense``, label) -> the marks behind the label: of a defense what holds for
+    all its cells, of an attack that all its cells are reduced."""
+    groups: dict[tuple[str, str], list[StoredCell]] = {}
+    for cell in cells:
+        for name in ("attack", "defense"):
+            groups.setdefault((name, cell.row[name]), []).append(cell)
+    marks = {}
+    for (name, label), members in groups.items():
+        flags = MARKS if name == "defense" else ("reduced",)
+        said = [MARKS[flag][0] for flag in flags if all(getattr(c, flag) for c in members)]
+        marks[name, label] = "".join(f" {mark}" for mark in said)
+    return marks
+
+
+def mark_notes(marks: Mapping[tuple[str, str], str]) -> Iterable[str]:
+    """What the marks of :func:`marks_of` mean, those that are there."""
+    for mark, text in MARKS.values():
+        if any(mark in behind for behind in marks.values()):
+            yield f"{mark} {text}"
+
+
 def threshold_note(
     cells: Iterable[StoredCell], rule: str | None = None, fpr: float | None = None
 ) -> str:
@@ -233,8 +284,18 @@ def threshold_note(
     return (
         f"Thresholds were chosen on clean data at a nominal false positive rate of {rates}, never "
         f"on test scores (rule: {', '.join(sorted(rules)) or 'none'}); each defense has one "
-        "setting for all attacks."
+        f"setting for all attacks.{_poisoned_tenth(measured) if 'own-auxiliary' in rules else ''}"
     )
+
+
+def _poisoned_tenth(cells: Iterable[StoredCell]) -> str:
+    """Whose own images, of which a tenth sets the threshold, are in part triggered."""
+    owners = dict.fromkeys(
+        cell.row["defense"] for cell in cells if "triggered" in cell.row["auxiliary"]
+    )
+    if not owners:
+        return ""
+    return f" Not clean: the images that {', '.join(owners)} owns, some of them triggered."
 
 
 def _leaderboard_notes(frame: pd.DataFrame, results: Results) -> tuple[str, ...]:

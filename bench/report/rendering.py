@@ -11,12 +11,18 @@ from pathlib import Path
 from bench.report.declared import Tables
 from bench.report.drawing import drawn
 from bench.report.export import table_text
-from bench.report.schema import Manifest, load_manifest, load_results, read_manifest_document
+from bench.report.schema import (
+    Manifest,
+    check_some_stored,
+    load_manifest,
+    load_results,
+    read_manifest_document,
+)
 from bench.store import MANIFEST
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
-REPORT_VERSION = 6
+REPORT_VERSION = 7
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"
@@ -66,8 +72,9 @@ def declare_tables(results_dir: Path, tables: Tables) -> None:
     Raises
     ------
     ReportError
-        When the manifest is missing or damaged.
+        When the manifest is missing or damaged, or no cell is stored.
     """
+    check_some_stored(results_dir, load_manifest(results_dir))
     document = read_manifest_document(results_dir)
     wanted = tables.model_dump(mode="json", exclude_unset=True)
     if document.get("tables") != wanted:

@@ -133,7 +133,8 @@ def _ours(chosen: DeclaredTable, results: Results, ours: Ours) -> tuple[float | 
     alike = [c for c in cells if all(c.row[name] == first.row[name] for name in told)]
     value = strict_mean([_figure(c, ours) for c in alike])
     worst = worst_status(c.status for c in alike)
-    setting = _setting(alike, worst) + (f", {ours.probe}" if ours.probe else "")
+    setting = _setting(alike, worst, len(results.manifest.seeds))
+    setting += f", {ours.probe}" if ours.probe else ""
     return (None if value is None else ours.plus + ours.factor * value), setting, worst
 
 
@@ -147,8 +148,10 @@ def _figure(cell: StoredCell, ours: Ours) -> float | None:
     return None
 
 
-def _setting(cells: list[StoredCell], status: str) -> str:
+def _setting(cells: list[StoredCell], status: str, of_seeds: int) -> str:
     row: Mapping[str, Any] = cells[0].row
-    seeds = f", {len(cells)} seeds" if len(cells) > 1 else ""
+    measured = len({cell.seed for cell in cells})
+    share = str(measured) if measured == of_seeds else f"{measured} of {of_seeds}"
+    seeds = f", {share} seeds" if of_seeds > 1 else ""
     invalid = "" if status == "ok" else f", {status}"
     return f"{row['encoder']}, {row['dataset']}, {row['profile']}{seeds}{invalid}"

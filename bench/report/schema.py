@@ -89,13 +89,20 @@ def load_results(results_dir: Path) -> Results:
     manifest = load_manifest(results_dir)
     if manifest.smoke:
         return Results(manifest, ())
+    check_some_stored(results_dir, manifest)
     cells = tuple(load_cells(results_dir))
-    if manifest.cells and not cells:
+    return Results(manifest, cells, unfinished=len(manifest.cells) - len(cells))
+
+
+def check_some_stored(results_dir: Path, manifest: Manifest) -> None:
+    """Raise :class:`ReportError` when of all the cells of a full run none is stored."""
+    folder = Path(results_dir) / "cells"
+    stored = any((folder / key / "cell.json").is_file() for key in manifest.cells)
+    if manifest.cells and not manifest.smoke and not stored:
         raise ReportError(
             f"none of the {len(manifest.cells)} cells of {results_dir} is stored there, so its "
             f"tables cannot be made anew: `bench run --profile {manifest.profile}` makes them"
         )
-    return Results(manifest, cells, unfinished=len(manifest.cells) - len(cells))
 
 
 def _load_cell(path: Path) -> StoredCell:

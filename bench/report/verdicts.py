@@ -86,6 +86,8 @@ def judged_encoders(
                 continue
             # Cells of earlier versions do not name their encoders; equal scores then mean one.
             encoder = cell.encoders.get(role, f"{row['encoder']}/{row['seed']}/{score!r}")
+            if backdoored and cell.status == "uncontrolled":
+                continue  # it works, and has no twin to stand beside
             if backdoored and cell.status != "ok":
                 passed_over.setdefault(where, set()).add(encoder)
                 continue
@@ -179,6 +181,15 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
     if any(passed_over.values()):
         count = len(set.union(*passed_over.values()))
         yield f"Not counted: victims of attacks that fail the gate ({count})."
+    alone = {
+        cell.encoders.get("victim", cell.key)
+        for cell in results.cells
+        if cell.status == "uncontrolled"
+        and table.wants(cell.row)
+        and cell.row["encoder_score"] is not None
+    }
+    if alone:
+        yield f"Not counted: imported victims without a clean twin ({len(alone)})."
     repeated = len(results.manifest.seeds) > 1
     for (defense, encoder), *_ in dict.fromkeys(((one.defense, one.encoder),) for one in judged):
         mine = [one for one in judged if (one.defense, one.encoder) == (defense, encoder)]

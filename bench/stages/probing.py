@@ -134,7 +134,8 @@ class Reader:
     def features(self, images: ImageSet, trigger: Trigger | None) -> Tensor:
         """float32 (N, D) of ``images``, stamped where a trigger is given."""
         encoder = self._workspace.encoder(self._encoder_stage)
-        batches = images.to(self._workspace.device).batches(BATCH)
+        # Moved one by one: a view of a few images has the storage of the whole set behind it.
+        batches = (batch.to(self._workspace.device) for batch in images.batches(BATCH))
         return torch.cat([encoder.embed(trigger(b) if trigger else b) for b in batches])
 
     def predict(self, head: str, features: Tensor) -> Tensor:

@@ -236,3 +236,27 @@ class TellsTheSupport(_Distance):
 
     def score(self, images: Tensor) -> Tensor:
         return (images * self._point).sum(dim=(1, 2, 3))
+
+
+class TakesTheNetwork(_Distance):
+    """Distance in the embeddings of a copy of the network."""
+
+    requires = frozenset({"gradients", "network"})
+    _network: torch.nn.Module = PrivateAttr()
+
+    def fit(self, view: DefenderView) -> None:
+        self._encoder, (self._network, _, _) = view.encoder, view.encoder.network()
+        self._point = self._embedded(view.auxiliary.float(slice(8))).mean(dim=0)
+
+    def score(self, images: Tensor) -> Tensor:
+        return (self._embedded(images) - self._point).norm(dim=1)
+
+    @torch.no_grad()
+    def _embedded(self, images: Tensor) -> Tensor:
+        return self._network(self._encoder.normalise(images))
+
+
+class Demanding(_Distance):
+    """Cannot be made without a strength."""
+
+    strength: float

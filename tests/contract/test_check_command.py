@@ -45,6 +45,13 @@ def test_broken_component_exits_with_1_and_the_sentence(command, plug_in):
     assert "scores depend on the order or the batch of the images" in line
 
 
+def test_a_parameter_without_a_default_exits_with_2_and_its_name(command, plug_in):
+    plug_in("defenses", demanding="broken_defenses:Demanding")
+    status, out, err = command("check", "defense", "demanding")
+    assert (status, out) == (2, "")
+    assert "defense 'demanding' needs strength: give a value under" in err
+
+
 def test_unknown_name_exits_with_2_and_the_nearest_one(command):
     status, out, err = command("check", "attack", "badencodr")
     assert (status, out) == (2, "")

@@ -114,7 +114,7 @@ def test_one_broken_promise_fails_one_check(findings_of, name):
     assert [what for what, found in findings.items() if found.status == "FAIL"] == [BROKEN[name][0]]
 
 
-@pytest.mark.parametrize("name", ["ReadsText", "TellsTheSupport"])
+@pytest.mark.parametrize("name", ["ReadsText", "TellsTheSupport", "TakesTheNetwork"])
 def test_defense_that_requires_more_is_shown_more(findings_of, name):
     findings = findings_of("defense", f"broken_defenses:{name}")
     assert not failed(findings.values()), findings

@@ -16,6 +16,7 @@ from experiment import real_images
 from PIL import Image
 
 from bench.config import DatasetConfig
+from bench.data.embedded import Photographs
 from bench.data.folder import Folder
 from bench.data.imageset import ImageSet
 from bench.data.parquet import Parquet
@@ -104,6 +105,28 @@ def test_folder_of_classes_and_flat_folder(tmp_path):
     assert (len(images), images.labelled) == (1, False)
 
 
+def test_a_class_that_one_split_lacks_shifts_no_number(tmp_path):
+    for split, names in (("train", ("cat", "dog", "owl")), ("test", ("ant", "dog", ".trash"))):
+        for name in names:
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            (folder / "a.png").write_bytes(encoded(len(name)))
+    source = Folder("x", DatasetConfig(source="folder", path="."), tmp_path)
+    train, test = source.load("train"), source.load("test")
+    assert train.class_names == test.class_names == ("ant", "cat", "dog", "owl")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 2, 3], [0, 2])
+    before = source.fingerprint("train")
+    (tmp_path / "test" / "ant").rename(tmp_path / "test" / "zebra")
+    assert source.load("train").labels.tolist() == [0, 1, 2]
+    assert source.fingerprint("train") != before
+
+
+def test_photographs_have_crops_up_to_their_own_size(tmp_path):
+    assert Photographs("p", DatasetConfig(source="photographs", image_size=96)).load("train")
+    with pytest.raises(InputError, match="image_size is 512, and the photographs have 427"):
+        Photographs("p", DatasetConfig(source="photographs", image_size=512)).check("train")
+
+
 def test_named_set_is_found_under_a_data_root(tmp_path):
     (tmp_path / "cifar10").mkdir()
     write_parquet(tmp_path / "cifar10" / "train.parquet", [1])
@@ -149,6 +172,10 @@ def test_the_unlabelled_part_of_stl10_is_counted_without_being_read(tmp_path, mo
     source = open_source("stl10", DatasetConfig(resize=True), [tmp_path], tmp_path)
     monkeypatch.setattr(source, "_dataset", lambda *_, **__: pytest.fail("it was opened"))
     source.check("train")
+    small = open_source("stl10", DatasetConfig(), [tmp_path], tmp_path)
+    monkeypatch.setattr(small, "_dataset", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(InputError, match=r"96x96 pixels, dataset 'stl10' wants 32x32"):
+        small.check("train")
     assert (source.count("train"), source.classes("train")) == (100_000, 0)
     assert source.labels("train") is None
 

@@ -121,6 +121,7 @@ class TellsSupport(Defense):
     _support: Tensor = PrivateAttr()
 
     def fit(self, view: DefenderView) -> None:
+        assert view.trigger_support is not None
         self._support = view.trigger_support
 
     def score(self, images: Tensor) -> Tensor:

@@ -332,6 +332,14 @@ def test_a_profile_may_extend_another(tiny, session_of):
     assert profile.splits == session_of({**tiny, "default_profile": "tiny"}).profile.splits
 
 
+def test_overrides_of_an_extended_profile_are_laid_over_component_by_component(tiny, session_of):
+    tiny["profiles"]["tiny"]["overrides"] = {"lof": {"neighbours": 5}, "strip": {"overlays": 3}}
+    tiny["profiles"]["large"] = {"extends": "tiny", "overrides": {"lof": {"neighbours": 7}}}
+    tiny["default_profile"] = "large"
+    overrides = session_of(tiny).profile.overrides
+    assert overrides == {"lof": {"neighbours": 7}, "strip": {"overlays": 3}}
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "place"),
     [

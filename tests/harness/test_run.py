@@ -20,7 +20,8 @@ from bench import registry
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
 from bench.planning import describe_plan
-from bench.report.rendering import render
+from bench.report.declared import Tables
+from bench.report.rendering import declare_tables, render
 from bench.report.schema import LEADERBOARD_COLUMNS, ReportError, load_results
 from bench.session import Selection, Session
 from bench.stages.bundle import build_bundle
@@ -159,7 +160,7 @@ def test_damaged_artifact_is_computed_again_with_a_warning(tiny_run, tmp_path):
 
 def test_a_run_of_another_seed_takes_no_stored_seed_off_the_leaderboard(tiny, warm_session_of):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
-    for seeds, shown in (((1,), [0, 1]), ((2,), [0, 1, 2]), (None, [0, 1, 2])):
+    for seeds, shown in (((1,), [1]), ((2,), [1, 2]), (None, [0, 1, 2])):
         session = warm_session_of(tiny, seeds=seeds)
         session.run()
         manifest = json.loads((session.results / "manifest.json").read_text())
@@ -175,6 +176,11 @@ def test_tables_without_their_cells_are_not_replaced_by_empty_ones(tiny, warm_se
     shutil.rmtree(session.results / "cells")
     with pytest.raises(ReportError, match=r"none of the 1 cells of .* is stored there"):
         render(session.results)
+    manifest = (session.results / "manifest.json").read_bytes()
+    other = Tables.model_validate({"ranks": {"kind": "ranks"}})
+    with pytest.raises(ReportError, match="none of the 1 cells"):
+        declare_tables(session.results, other)
+    assert (session.results / "manifest.json").read_bytes() == manifest
     assert (session.results / "leaderboard.csv").read_bytes() == before
 
 

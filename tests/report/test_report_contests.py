@@ -78,6 +78,21 @@ def test_cells_without_draws_have_no_interval_and_the_notes_say_why(tmp_path):
     assert "kept no draws" in " ".join(text.notes)
 
 
+def test_without_a_decoy_there_is_no_difference_and_a_rerun_is_not_advised(tmp_path):
+    table = DeclaredTable(kind="differences", against="b", metric="auroc_vs_decoy")
+    results_of(tmp_path, [("x", d, 0, {"auroc_vs_decoy": None}) for d in ("a", "b")])
+    notes = " ".join(differences_text("t", table, load_results(tmp_path)).notes)
+    assert "no decoy qualified" in notes
+    assert "kept no draws" not in notes
+
+
+def test_what_stands_apart_is_marked_among_differences(tmp_path):
+    results_of(tmp_path, [("x", "a", 0, {}), ("x", "b", 0, {})], reduced="smaller")
+    text = differences_text("t", AGAINST, load_results(tmp_path))
+    assert text.rows[0][1] == "a ¶"
+    assert any(note.startswith("¶ reduced") for note in text.notes)
+
+
 def test_a_gap_is_named_beside_an_attack_whose_label_goes_on(tmp_path):
     rows = [("x", "b", 0, {}), ("x-upstream", "a", 0, {}), ("x-upstream", "b", 0, {})]
     results_of(tmp_path, rows)

@@ -198,6 +198,50 @@ def test_an_auroc_at_chance_is_never_the_best(tmp_path):
     assert not any({"best", "second"} & style for style in text.styles.values())
 
 
+def test_who_alone_is_above_chance_is_the_best(tmp_path):
+    values = {"a": 0.4, "b": 0.9, "c": 0.3}
+    keys = [write_cell(tmp_path, "x", d, row={"auroc": v}) for d, v in values.items()]
+    write_manifest(tmp_path, ["x"], list(values), keys)
+    _, text = lines(DETECTION, load_results(tmp_path))
+    assert [text.style(0, i) for i in (3, 7, 11)] == [set(), {"best"}, set()]
+
+
+def test_fixed_metrics_say_on_how_many_seeds_they_rest_and_enter_no_mean_then(tmp_path):
+    keys = [write_cell(tmp_path, "x", "d", seed) for seed in (0, 1)]
+    keys.append(write_cell(tmp_path, "y", "d", 0))
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys, seeds=(0, 1))
+    table = DeclaredTable(
+        columns="defense", fixed=("clean_accuracy",), metrics=("auroc",), average=True
+    )
+    rows, _ = lines(table, load_results(tmp_path))
+    assert (rows["x"][1], rows["y"][1]) == ("0.570", "0.570 (1/2 seeds)")
+    assert rows["mean over 2 attacks (resnet-simclr)"][1:] == ("–", "–")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (("tpr_median_rule", "auroc"), "TPR median rule: Thresholds: the median of all test"),
+        (("tpr_at_1fpr",), "TPR@1%: read off the ROC curve of the test images"),
+        (("fpr_target_class",), "Thresholds were chosen on clean data at a nominal"),
+        (("auroc",), "AUROC needs no threshold"),
+    ],
+)
+def test_every_kind_of_rate_has_its_own_note(make_results, metrics, said):
+    results = load_results(make_results())
+    _, text = lines(DeclaredTable(columns="defense", metrics=metrics), results)
+    [note] = [note for note in text.notes if "hreshold" in note]
+    assert note.startswith(said)
+
+
+def test_a_poisoned_tenth_is_not_called_clean(tmp_path):
+    owned = {"auxiliary": "in-distribution, 20 % triggered", "threshold_source": "own-auxiliary"}
+    key = write_cell(tmp_path, "x", "d", row=owned)
+    write_manifest(tmp_path, ["x"], ["d"], [key])
+    _, text = lines(DETECTION, load_results(tmp_path))
+    assert any("Not clean: the images that d owns" in note for note in text.notes)
+
+
 def test_a_reduced_attack_carries_the_mark_and_its_defenses_do_not(tmp_path):
     keys = [
         write_cell(tmp_path, a, "d", reduced="smaller" if a == "theirs" else "")
@@ -307,6 +351,18 @@ def test_a_run_without_cells_gives_a_table_that_says_so(make_results):
         ({"metrics": ["auroc"], "columns": "attack"}, "both in rows and in columns"),
         ({}, "metrics is missing"),
         ({"metrics": ["auroc"], "best": {"tpr": "highest"}}, "unknown metric of the table 'tpr'"),
+        (
+            {
+                "metrics": ["auroc"],
+                "fixed": ["clean_accuracy"],
+                "best": {"clean_accuracy": "highest"},
+            },
+            "unknown metric of the table 'clean_accuracy'",
+        ),
+        (
+            {"metrics": ["asr_filtered"], "threshold_fpr": 0.01},
+            "asr_filtered is at the protocol's threshold",
+        ),
         ({"metrics": ["auroc"], "against": "x"}, "a table of kind 'pivot' has no 'against'"),
         ({"kind": "encoders", "rows": "defense"}, "a table of kind 'encoders' has no 'rows'"),
         ({"kind": "differences"}, "against is missing"),

@@ -13,6 +13,7 @@ from stored_cells import OF_THE_TWIN, write_cell, write_manifest
 from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
 from bench.report.export import export
 from bench.report.leaderboard import leaderboard, over_seeds, per_seed, summary
+from bench.report.presentation import leaderboard_table
 from bench.report.schema import load_results
 
 
@@ -276,7 +277,33 @@ def test_an_attack_that_took_in_some_seeds_only_enters_no_average(tmp_path):
     write_manifest(tmp_path, ["x", "y"], ["d"], keys, seeds=tuple(SEVERAL))
     [row] = summary(load_results(tmp_path)).to_dict("records")
     assert (row["n_attacks"], row["auroc"]) == (1, pytest.approx(0.7))
-    assert "Left out, valid in some seeds only: x." in export(tmp_path, "markdown", "summary")
+    assert "Left out, valid in some seeds or sets only: x." in export(
+        tmp_path, "markdown", "summary"
+    )
+
+
+def test_an_attack_that_took_on_some_sets_only_enters_no_average(tmp_path):
+    keys = [
+        write_cell(tmp_path, "x", "d", status=said, row={"downstream": name})
+        for name, said in (("cifar10", "ok"), ("gtsrb", "attack-weak"))
+    ]
+    keys.append(write_cell(tmp_path, "y", "d", row={"downstream": "cifar10", "auroc": 0.7}))
+    write_manifest(tmp_path, ["x", "y"], ["d"], keys)
+    [row] = summary(load_results(tmp_path)).to_dict("records")
+    assert (row["n_attacks"], row["auroc"]) == (1, pytest.approx(0.7))
+    text = export(tmp_path, "markdown", "summary")
+    assert "Left out, valid in some seeds or sets only: x (cifar10)." in text
+
+
+def test_further_columns_replace_no_readable_one(tmp_path):
+    further = ["decoy", "defense", "tpr_at_01fpr"]
+    key = write_cell(tmp_path, "x", "d", reference=True, row={"tpr_at_01fpr": 0.125})
+    write_manifest(tmp_path, ["x"], ["d"], [key], tables={"leaderboard": {"columns": further}})
+    table = leaderboard_table(load_results(tmp_path))
+    row = dict(zip(table.headers, table.rows[0], strict=True))
+    assert len(row) == len(table.headers)
+    assert (row["decoy used"], row["tpr at 01fpr"]) == ("patch, other colour", "0.125")
+    assert (row["decoy"][:2], row["defense"]) == ("0.", "d ‡")
 
 
 def test_downstream_sets_of_an_attack_are_averaged_before_attacks(tmp_path):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.isotonic import isotonic_regression
 
-from bench.report.leaderboard import attack_columns, leaderboard, valid_in_some_seeds
+from bench.report.leaderboard import attack_columns, leaderboard, valid_in_part
 from bench.report.plots.selection import defense_order, seed_note
 from bench.report.schema import Results
 from bench.report.style import INK, Code, log_axis, new_figure, palette, shortened
@@ -60,7 +60,7 @@ def costs(results: Results) -> list[Costs]:
     frame = frame[frame["reduced"].fillna("") == ""]
     frame["column"] = frame["key"].map(attack_columns(frame.to_dict("records")))
     # What took in some seeds only would be averaged over its successes.
-    kept = ~frame["column"].isin(valid_in_some_seeds(results))
+    kept = ~frame["column"].isin(valid_in_part(results))
     kept &= ~frame["control"] & ~frame["analysis"] & (frame["status"] == "ok")
     frame = frame[kept]
     frame = frame.dropna(subset=["auroc", *(metric for metric, _, _ in PANELS)])
