@@ -165,7 +165,8 @@ def test_imported_victim_and_twin_give_the_row_of_the_attack_that_made_them(orig
     """By artifact folder, and as a published checkpoint with the rest told by the entry."""
     ours, original = imported[1][kind], origin[1]
     assert original["attack_success_rate"] > 0.8
-    own = {"attack", "key", *COSTS}
+    own = {"attack", "key", "encoder", *COSTS}
+    assert ours["encoder"] == f"{original['encoder']}, imported"
     assert {name: ours[name] for name in ours if name not in own} == {
         name: original[name] for name in original if name not in own
     }
@@ -216,7 +217,7 @@ def test_encoder_that_sees_nothing_is_told_in_the_row(imported):
 def test_clip_victim_is_read_by_zero_shot(imported):
     session, found = imported
     row = found["clip"]
-    assert (row["probe"], row["encoder"]) == ("zero-shot", "template-clip")
+    assert (row["probe"], row["encoder"]) == ("zero-shot", "template-clip, imported")
     cell = json.loads((session.results / "cells" / row["key"] / "cell.json").read_text())
     assert {"zero-shot", "linear", "knn"} <= {entry["probe"] for entry in cell["downstream"]}
 
