@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "results"
 FORMS = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
 
 
-@pytest.mark.parametrize("profile", ["cifar10-small", "upstream"])
+@pytest.mark.parametrize("profile", ["cifar10-small", "cifar10-ablations", "upstream"])
 def test_committed_tables_follow_from_committed_cells(profile):
     folder = ROOT / profile
     if not (folder / "cells").is_dir():
