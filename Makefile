@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: leaderboard test lint clean
+.PHONY: leaderboard test test-slow lint clean
 
 leaderboard: $(READY)
 	$(VENV)/bin/bench run
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

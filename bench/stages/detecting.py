@@ -64,7 +64,7 @@ def fit(stage: Stage, workspace: Workspace, folder: Path) -> dict[str, float]:
     """Fit a defense on one encoder; returns its cost."""
     defense = workspace.component("defenses", stage)
     told = "trigger_support" in defense.requires
-    audit = stage.inputs["audit"] if told else None
+    audit = stage.inputs.get("audit") if told else None
     view, fitted, embeddings = _prepare(stage, defense, workspace, audit)
     # Embedded before the clock starts; charged below as if this defense alone had asked for it.
     embeddings()

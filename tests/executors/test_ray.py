@@ -25,6 +25,8 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'ssl-backdo
 
 from bench.executors.ray_cluster import Cluster  # it needs Ray
 
+pytestmark = pytest.mark.slow  # each starts a cluster of its own
+
 WAYWARD = Path(__file__).parent / "wayward_package"
 COST = {"fit_seconds", "score_ms_per_image", "peak_memory_mb"}
 HARMFUL = [

@@ -401,6 +401,7 @@ def test_failed_cell_gives_exit_status_one(tmp_path):
     assert table["status"].to_dict() == {"none": "ok", "badencoder": "failed"}
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_cache_agree(tmp_path):
     """Both at once, cold: every stage is computed by one of them, and both end well."""
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(TINY))

@@ -64,6 +64,7 @@ def test_render_writes_every_table_and_plot(make_results):
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_two_renders_give_the_same_bytes_in_other_processes_and_another_folder(tmp_path):
     """One process, or two with other string hashes that share the plots."""
     first, second = (tmp_path / name for name in ("first", "second"))
@@ -141,6 +142,7 @@ def test_a_report_is_not_current_when_seeds_come_to_share_a_pretraining(make_res
     assert digests[0] == digests[2] != digests[1]
 
 
+@pytest.mark.slow
 def test_plots_of_cells_that_left_the_matrix_are_removed_and_other_files_kept(make_results):
     folder = make_results(count=60, shifts=TWO)
     render(folder)
