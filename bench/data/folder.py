@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ class Folder(Source):
         """The class folders of one split, in order."""
         folders = (path for path in self._root(split).iterdir() if path.is_dir())
         named = (path for path in folders if not path.name.startswith("."))
-        return tuple(sorted(path.name for path in named if any(_images(path))))
+        return tuple(sorted(path.name for path in named if any(_found(path))))
 
     def _class_names(self, split: str) -> tuple[str, ...]:
         """Those of all splits together; none for a split whose images are unlabelled."""
@@ -92,5 +93,10 @@ class Folder(Source):
 
 
 def _images(folder: Path) -> list[Path]:
+    return sorted(_found(folder))
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    """The images of a folder as the system lists them: the first tells whether there are any."""
     named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in named if not path.is_dir())
+    return (path for path in named if not path.is_dir())

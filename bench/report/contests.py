@@ -48,7 +48,7 @@ def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
 
     ``low`` and ``high``: 95 % interval of the difference over source images, paired, from the
     draws that all defenses share; the same draws serve every seed. Empty where a cell is of an
-    earlier version, which kept no draws.
+    earlier version, which kept no draws, or has no value of the metric.
     """
     groups, seeds = _by_attack(table, results), results.manifest.seeds
     records = []
