@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import resource
 import sys
@@ -17,6 +18,8 @@ _STATUS = Path("/proc/self/status")
 # glibc's mallopt(3): names of parameters, and how much freed memory the heap may hold at its end.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TRIM_BYTES, _PAD_BYTES = 2**31 - 1, 2**28
+# Blocks of every size that malloc hands out as "small", this many of each: 1 MB in all.
+_SMALL_BYTES, _SMALL_BLOCKS = range(24, 1032, 16), 24
 
 
 class PeakMemory:
@@ -103,6 +106,7 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
     libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
+    _stock_small_blocks(libc)
 
 
 def give_back_freed_memory() -> None:
@@ -112,12 +116,31 @@ def give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
+@functools.cache
+def _stock_small_blocks(libc: ctypes.CDLL) -> None:
+    """Leave free blocks of every small size in the heap, once per process.
+
+    Without them a small object may be given the sliver between two large tensors; the memory of
+    the first is then a sliver too short for the next tensor of its size, which takes fresh memory.
+    """
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = []
+    for size in _SMALL_BYTES:
+        for _ in range(_SMALL_BLOCKS):
+            blocks.append(libc.malloc(size))
+            libc.malloc(_SMALL_BYTES[0])  # stays, and keeps the free blocks from growing together
+    for block in blocks:
+        libc.free(block)
+
+
 def _status_mb(name: str, path: Path = _STATUS) -> float:
     """A line of /proc/self/status, in MB."""
     lines = path.read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
+@functools.cache
 def _glibc() -> ctypes.CDLL | None:
     """The C library, when it is glibc."""
     if not sys.platform.startswith("linux"):

@@ -12,12 +12,16 @@ import pytest
 from bench.memory import resident_tree_mb
 
 # Counted in memory, not in page faults: a fault is 4 KB or 2 MB, as the system finds huge pages.
+# The small blocks are what a program holds on to; in the sliver behind a tensor they would keep the
+# next from taking its place.
 SCRIPT = """
+import ctypes
 from bench.memory import give_back_freed_memory, keep_freed_memory, resident_mb
 keep_freed_memory()
 import torch
 def once():
     new = torch.empty(2**25)  # 128 MB
+    [ctypes.CDLL(None).malloc(size) for size in (100, 400, 700, 1000)]
     before = resident_mb()
     new.fill_(1)
     return resident_mb() - before
@@ -52,7 +56,7 @@ def _run(**extra: str) -> tuple[float, float]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for resident memory")
 def test_a_large_tensor_reuses_the_memory_of_the_last() -> None:
     fresh, given_back = _run()
-    assert fresh < 128
+    assert fresh < 64
     assert given_back > 100
 
 
