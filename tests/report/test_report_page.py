@@ -383,7 +383,6 @@ def load_frame(path: Path):
     return pd.read_parquet(path / "scores.parquet")
 
 
-@pytest.mark.slow
 def test_a_profile_with_three_seeds_stays_small(tmp_path):
     attacks = [f"attack-{number}" for number in range(7)]
     defenses = [f"defense-{number}" for number in range(16)]

@@ -254,7 +254,6 @@ def _everything(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.slow
 def test_every_plot_takes_any_label(tmp_path):
     keys = [
         write_cell(tmp_path, HOSTILE, f"{HOSTILE}{name}", pictures=True, inverted=name == "a")
