@@ -1,12 +1,14 @@
 """Compute a few cells of a leaderboard again from nothing: do scores and rows come out the same?
 
     python benchmarks/rerun_cells.py --cache /tmp/again [--profile cifar10-small] [--cells 3]
-        [--draw 0] [--seeds 2] [--results results] [--record results/robustness/rerun.csv]
+        [--draw 0] [--seeds 2] [--attacks badclip] [--results results]
+        [--record results/robustness/rerun.csv]
 
 Which cells is a draw by number among those that are stored under the keys of `bench.yaml` as it
 stands. Encoders, victims, fits and scores are computed anew in the cache that is named, which has
 to be empty or what an earlier try of this script left. Machine and thread number are part of what
-is promised: elsewhere, last bits may differ, and ``--seeds`` are those that this machine computed.
+is promised: elsewhere, last bits may differ, so ``--seeds`` and ``--attacks`` narrow the draw to
+what this machine computed.
 Ends with status 0 when nothing differs.
 """
 
@@ -39,7 +41,7 @@ def drawn(session: Session, count: int, draw: int) -> list[Cell]:
     known = CellStore(session.results)
     stored = [cell for cell in session.cells if not cell.skip and known.done(cell.key)]
     if not stored:
-        raise InputError("no cell of that profile and of those seeds is stored")
+        raise InputError("no cell of that profile, those seeds and attacks is stored")
     if not 1 <= count <= len(stored):
         raise InputError(f"--cells wants 1 to {len(stored)}, the cells that are stored")
     chosen = random.Random(draw).sample(sorted(cell.key for cell in stored), count)
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=3)
     parser.add_argument("--draw", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--attacks", nargs="+")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--record", type=Path)
@@ -101,7 +104,10 @@ def _rerun(arguments: argparse.Namespace) -> int:
     """How many of the cells came out different."""
     _claim(arguments.cache)
     seeds = tuple(arguments.seeds) if arguments.seeds else None
-    selection = Selection(profile=arguments.profile, results=arguments.results, seeds=seeds)
+    attacks = tuple(arguments.attacks) if arguments.attacks else None
+    selection = Selection(
+        profile=arguments.profile, results=arguments.results, seeds=seeds, attacks=attacks
+    )
     session = Session(ConfigFile(Path("bench.yaml")), selection)
     known = hardware(session.environment.device)
     machine = f"{known.get('accelerator', known['processor'])}, {known['cores']} cores"
