@@ -42,7 +42,7 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take longer than all the rest of a small run; ``tiny_run`` has them."""
+    """Plots take longer than all the rest of a small run."""
     monkeypatch.setattr("bench.report.rendering.drawn", lambda *_: {})
 
 
@@ -77,12 +77,14 @@ def warm_session_of(
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """The tiny experiment, run once for all tests. Read only."""
+    """The tiny experiment, run once for all tests, without plots. Read only."""
     folder = tmp_path_factory.mktemp("tiny")
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump(TINY, sort_keys=False))
     session = Session(ConfigFile(path))
-    outcome = session.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.report.rendering.drawn", lambda *_: {})
+        outcome = session.run()
     assert outcome.failed == {}
     return session
 

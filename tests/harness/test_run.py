@@ -74,17 +74,23 @@ def test_cells_say_which_weights_they_speak_of(tiny_run):
     assert victim not in clean
 
 
-def test_results_folder_holds_tables_plots_and_manifest(tiny_run):
+def test_results_folder_holds_tables_and_manifest(tiny_run):
     names = {path.relative_to(tiny_run.results).as_posix() for path in tiny_run.results.rglob("*")}
     wanted = {f"leaderboard.{suffix}" for suffix in ("csv", "md", "tex")}
     wanted |= {"manifest.json", "tables/thresholds.csv", "tables/downstream.csv"}
     assert wanted <= names
-    for suffix in (".png", ".pdf"):
-        assert sum(name.startswith("plots/") and name.endswith(suffix) for name in names) >= 4
     manifest = json.loads((tiny_run.results / "manifest.json").read_text())
     assert manifest["hardware"]["cores"] >= 1
     assert "torch" in manifest["versions"]
     assert str(Path.home()) not in json.dumps(manifest)
+
+
+def test_a_run_draws_plots(tiny_run, tmp_path):
+    chosen = {"attacks": ("none",), "defenses": ("mahalanobis",), "cache": tiny_run.store.root}
+    session = Session(tiny_run.file, Selection(results=tmp_path, **chosen))
+    session.run()
+    for suffix in (".png", ".pdf"):
+        assert len(list((session.results / "plots").glob(f"*{suffix}"))) >= 4
 
 
 def test_second_run_computes_nothing(tiny_run):
@@ -352,20 +358,30 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_command_line_reports_a_finished_run(tiny_run, monkeypatch, capsys):
+@pytest.fixture
+def entered(monkeypatch, capsys):
+    """The command line in this process, which has torch loaded: (status, stdout, stderr)."""
+
+    def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return (end.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_command_line_reports_a_finished_run(tiny_run, entered):
     folder = tiny_run.file.path.parent
     ran = command("run", cwd=folder)
     assert ran.returncode == 0
     assert "10 cells, 0 failed; 0 stages computed" in ran.stdout
 
     def printed(*arguments: str) -> str:
-        """By the same command line in this process, which has torch loaded."""
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 0
-        return capsys.readouterr().out
+        status, out, _ = entered(*arguments, cwd=folder)
+        assert status == 0
+        return out
 
     total = sum(int(part.split()[0]) for part in printed("status").splitlines()[0].split(", "))
     assert total == 10
@@ -377,12 +393,13 @@ def test_command_line_reports_a_finished_run(tiny_run, monkeypatch, capsys):
     assert "profile tiny can run here (bench run)" in printed("doctor")
 
 
-def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path, entered):
     shutil.copytree(tiny_run.results, tmp_path / "results" / "tiny")
     declared = {"mine": {"columns": "defense", "metrics": ["auroc"], "controls": ["auroc_placebo"]}}
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(TINY | {"tables": declared}))
-    ran = command("report", "--all", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
+    status, _, said = entered("report", "--all", cwd=tmp_path)
+    assert status == 0, said
     table = pd.read_csv(tmp_path / "results" / "tiny" / "tables" / "mine.csv", index_col="attack")
     assert list(table.index) == ["badencoder", "none"]
     stored = leaderboard(tiny_run).set_index(["attack", "defense"])
@@ -391,16 +408,17 @@ def test_a_table_declared_after_the_run_needs_a_report_only(tiny_run, tmp_path):
         assert table.loc["badencoder", f"{defense}/auroc"] == pytest.approx(value)
 
 
-def test_failed_cell_gives_exit_status_one(tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_failed_cell_gives_exit_status_one(tmp_path, entered):
     """A rate at which the fine-tuning diverges."""
     broken = yaml.safe_load(yaml.safe_dump(TINY))
     broken["profiles"]["tiny"]["overrides"]["badencoder"]["learning_rate"] = 1e30
     broken["matrix"] = {"attacks": ["none", "badencoder"], "defenses": ["mahalanobis"]}
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(broken))
-    ran = command("run", cwd=tmp_path)
-    assert ran.returncode == 1, ran.stderr
-    assert "failed: badencoder x mahalanobis: implant badencoder on digits, seed 0: " in ran.stderr
-    assert "lower its rate" in ran.stderr
+    status, _, said = entered("run", cwd=tmp_path)
+    assert status == 1, said
+    assert "failed: badencoder x mahalanobis: implant badencoder on digits, seed 0: " in said
+    assert "lower its rate" in said
     table = pd.read_csv(tmp_path / "results" / "tiny" / "leaderboard.csv").set_index("attack")
     assert table["status"].to_dict() == {"none": "ok", "badencoder": "failed"}
 

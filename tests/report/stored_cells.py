@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
+from bench.evaluation.detection import auroc
 from bench.report.columns import ROW_COLUMNS
 
 OF_THE_TWIN = (
@@ -67,9 +67,7 @@ def _auroc(frame: pd.DataFrame, positive: tuple[str, str], negative: tuple[str, 
     high, low = pick(positive, False), pick(negative, negative[1] == "clean")
     if not len(high) or not len(low):
         return None
-    return float(
-        roc_auc_score(np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low]))
-    )
+    return auroc(low, high)
 
 
 def _metrics(frame: pd.DataFrame, control: bool) -> dict[str, Any]:

@@ -31,8 +31,9 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_rendering_and_exporting_need_neither_torch_nor_plugins(make_results):
-    folder = make_results(count=60, figures=True, shifts=TWO)
+def test_rendering_and_exporting_need_neither_torch_nor_plugins(tmp_path):
+    key = write_cell(tmp_path, "a", "d", figures=True, count=60)
+    write_manifest(tmp_path, ["a"], ["d"], [key])
     code = (
         "import sys, bench.report.rendering\n"
         "assert 'torch' not in sys.modules\n"
@@ -43,13 +44,13 @@ def test_rendering_and_exporting_need_neither_torch_nor_plugins(make_results):
         "assert not loaded & {'torch', 'attacks', 'defenses'}, loaded\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
 
 
 def test_render_writes_every_table_and_plot(make_results):
-    folder = make_results(figures=True)
+    folder = make_results(figures=True, shifts=TWO)
     paths = render(folder)
     names = {str(path.relative_to(folder)) for path in paths}
     stems = ["heatmap"]
