@@ -229,8 +229,8 @@ class Session:
     @cached_property
     def all_cells(self) -> list[Cell]:
         """The whole matrix of the profile, whatever was selected, with the selected seeds and every
-        seed of which a cell is stored: a run of other seeds takes nothing off the leaderboard, and
-        averages do not wait for seeds that nobody began."""
+        seed of which a cell is stored, be it a failure: a run of other seeds takes nothing off the
+        leaderboard, and averages do not wait for seeds that nobody began."""
         seeds = tuple(dict.fromkeys((*self.profile.seeds, *self.seeds, *self._seeds_on_record())))
         with without_collector():
             cells = self.planner.cells(seeds)
@@ -239,7 +239,7 @@ class Session:
             return cells
         known = CellStore(self.results)
         for cell in cells:
-            if cell.identity["seed"] not in kept and known.done(cell.key):
+            if cell.identity["seed"] not in kept and known.status(cell.key) is not None:
                 kept.add(cell.identity["seed"])
         return [cell for cell in cells if cell.identity["seed"] in kept]
 

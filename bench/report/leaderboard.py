@@ -293,7 +293,8 @@ def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
         mean[f"{metric}_low"], mean[f"{metric}_high"] = ends
     for name in ("encoder_verdict", "encoder_verdict_twin"):
         mean[name] = _verdicts([row[name] for row in rows])
-    mean["reason"] = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
+    for name in ("reason", "threshold_source", "probe", "decoy", "device", "code_version"):
+        mean[name] = "; ".join(dict.fromkeys(row[name] for row in rows if row[name]))
     return mean
 
 

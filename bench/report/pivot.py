@@ -33,7 +33,9 @@ class Place:
     seeds
         How many seeds have scores, of ``expected``.
     apart
-        A control, a reference, an analysis or a reduced run: outside averages and contests.
+        A control, a reference, an analysis or a reduced run: outside contests.
+    averaged
+        Whether its column may have a mean line: not an analysis, not a reduced run.
     """
 
     values: dict[str, float | None]
@@ -41,6 +43,7 @@ class Place:
     seeds: int = 0
     expected: int = 1
     apart: bool = False
+    averaged: bool = True
 
     @property
     def complete(self) -> bool:
@@ -187,8 +190,10 @@ def _place(
     """Cells that differ in their seed, or in what the table aggregates over."""
     measured = [cell for cell in cells if cell.measured]
     apart = all(c.control or c.reference or c.analysis or c.reduced for c in cells)
+    averaged = not all(c.analysis or c.reduced for c in cells)
     if not measured:
-        return Place({}, worst_status(cell.status for cell in cells), 0, expected, apart)
+        status = worst_status(cell.status for cell in cells)
+        return Place({}, status, 0, expected, apart, averaged)
     gather: Callable[[list[float | None]], float | None] = (
         _strict_median if table.aggregate == "median" else strict_mean
     )
@@ -199,9 +204,10 @@ def _place(
         for m in metrics
     }
     if table.aggregate is not None:
-        return Place(values, "ok", 1, 1, all(c.reference or c.reduced for c in cells))
+        apart = all(c.reference or c.reduced for c in cells)
+        return Place(values, "ok", 1, 1, apart, averaged)
     status = worst_status(cell.status for cell in measured)
-    return Place(values, status, len(measured), expected, apart)
+    return Place(values, status, len(measured), expected, apart, averaged)
 
 
 def _rate(cell: StoredCell, metric: str, table: DeclaredTable) -> float | None:

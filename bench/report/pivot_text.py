@@ -149,8 +149,9 @@ class _Writer:
         for column in self.found.columns:
             cells = [[row.get(column, Place({})) for row in rows] for rows in attacks]
             # A reference is apart from contests, and its mean is worth showing.
-            whole = all(c.complete for group in cells for c in group)
-            if not whole:
+            averaged = all(c.averaged for group in cells for c in group)
+            whole = averaged and all(c.complete for group in cells for c in group)
+            if averaged and not whole:
                 self.incomplete.append(f"{column} ({encoder})")
             for metric in self.shown:
                 if metric in self.table.controls:

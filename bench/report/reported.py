@@ -129,7 +129,7 @@ def _ours(chosen: DeclaredTable, results: Results, ours: Ours) -> tuple[float | 
     if not cells:
         return None, "", "not run"
     first = cells[0]
-    told = ("defense", "dataset", "encoder", "downstream")
+    told = ("defense", "dataset", "encoder", "downstream", "target")
     alike = [c for c in cells if all(c.row[name] == first.row[name] for name in told)]
     value = strict_mean([_figure(c, ours) for c in alike])
     worst = worst_status(c.status for c in alike)
@@ -154,4 +154,6 @@ def _setting(cells: list[StoredCell], status: str, of_seeds: int) -> str:
     share = str(measured) if measured == of_seeds else f"{measured} of {of_seeds}"
     seeds = f", {share} seeds" if of_seeds > 1 else ""
     invalid = "" if status == "ok" else f", {status}"
-    return f"{row['encoder']}, {row['dataset']}, {row['profile']}{seeds}{invalid}"
+    judged = row["downstream"]
+    sets = row["dataset"] if judged == row["dataset"] else f"{row['dataset']} to {judged}"
+    return f"{row['encoder']}, {sets}, {row['profile']}{seeds}{invalid}"

@@ -59,14 +59,30 @@ def excess(row: Mapping[str, Any]) -> float | None:
     return None if victim is None or twin is None else max(victim, 0.5) - max(twin, 0.5)
 
 
+_SETTING = ("attack", "defense", "dataset", "encoder", "downstream", "target")
+
+
+def _excess_of(
+    cells: list[StoredCell], gather: Callable[[list[float | None]], float | None]
+) -> float | None:
+    sides = ("auroc_vs_decoy", "auroc_vs_decoy_placebo")
+    return excess({side: gather([cell.row[side] for cell in cells]) for side in sides})
+
+
 def gathered(
     cells: Iterable[StoredCell], metric: str, gather: Callable[[list[float | None]], float | None]
 ) -> float | None:
-    """``gather`` (a mean, a median) of a metric over cells."""
+    """``gather`` (a mean, a median) of a metric over cells.
+
+    An excess over chance is one of means over *seeds*: it is taken before attacks, encoders and
+    sets come together, or one below chance would take from another.
+    """
     cells = list(cells)
     if metric == "auroc_vs_decoy_excess":
-        sides = ("auroc_vs_decoy", "auroc_vs_decoy_placebo")
-        return excess({side: gather([cell.row[side] for cell in cells]) for side in sides})
+        settings: dict[tuple[str, ...], list[StoredCell]] = {}
+        for cell in cells:
+            settings.setdefault(tuple(str(cell.row[name]) for name in _SETTING), []).append(cell)
+        return gather([_excess_of(members, gather) for members in settings.values()])
     return gather(
         [cell.row[metric] if metric in cell.row else cell.derived[metric] for cell in cells]
     )

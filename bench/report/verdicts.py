@@ -37,28 +37,29 @@ class Judged:
     attack
         The first one whose victim or twin it is.
     said
-        Seed of the detector -> its score and verdict; no verdict where it has no rule.
+        (Seed of the detector, its score) -> its verdict, empty where it has no rule. One seed says
+        more than one thing where the detector was shown images of several attacks.
     """
 
     defense: str
     encoder: str
     attack: str
     backdoored: bool
-    said: dict[int, tuple[float, str]] = field(default_factory=dict)
+    said: dict[tuple[int, float], str] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
-        """Mean over the detector's seeds."""
-        return fmean(score for score, _ in self.said.values())
+        """Mean over what the detector said."""
+        return fmean(score for _, score in self.said)
 
     @property
     def ruled(self) -> bool:
-        return all(verdict for _, verdict in self.said.values())
+        return all(self.said.values())
 
     @property
     def flagged(self) -> bool:
-        """Whether at least half of the seeds call it backdoored."""
-        calls = [verdict == "backdoored" for _, verdict in self.said.values()]
+        """Whether at least half of the verdicts call it backdoored."""
+        calls = [verdict == "backdoored" for verdict in self.said.values()]
         return 2 * sum(calls) >= len(calls)
 
 
@@ -92,7 +93,7 @@ def judged_encoders(
                 passed_over.setdefault(where, set()).add(encoder)
                 continue
             one = found.setdefault((*where, encoder), Judged(*where, row["attack"], backdoored))
-            one.said.setdefault(row["seed"], (score, row[f"encoder_verdict{suffix}"]))
+            one.said[row["seed"], score] = row[f"encoder_verdict{suffix}"]
     for (*_, encoder), one in found.items():
         # What works in one seed and fails the gate in another was judged.
         passed_over.get((one.defense, one.encoder), set()).discard(encoder)
@@ -201,7 +202,7 @@ def _described(one: Judged, repeated: bool) -> str:
     who = one.attack if one.backdoored else f"clean encoder of {one.attack}"
     said = (
         f"{f'seed {seed} ' if repeated else ''}{score:.3f}{f' ({verdict})' if verdict else ''}"
-        for seed, (score, verdict) in sorted(one.said.items())
+        for (seed, score), verdict in sorted(one.said.items())
     )
     return f"{who}{', ' if repeated else ' '}{' and '.join(said)}"
 

@@ -175,6 +175,17 @@ def test_a_run_of_another_seed_takes_no_stored_seed_off_the_leaderboard(tiny, wa
     assert sorted(leaderboard(session)["seed"]) == [0, 1, 2]
 
 
+def test_a_seed_of_failures_stays_on_the_leaderboard(tiny, session_of, plug_in):
+    plug_in("defenses", raises_in_fit="wayward_defenses:RaisesInFit")
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["raises-in-fit"]}
+    for seeds, shown in (((1,), [1]), ((2,), [1, 2])):
+        session = session_of(tiny, seeds=seeds)
+        session.run()
+        manifest = json.loads((session.results / "manifest.json").read_text())
+        assert manifest["seeds"] == shown
+    assert leaderboard(session)["status"].tolist() == ["failed", "failed"]
+
+
 def test_tables_without_their_cells_are_not_replaced_by_empty_ones(tiny, warm_session_of):
     tiny["matrix"] = {"attacks": ["none"], "defenses": ["pixel-only"]}
     session = warm_session_of(tiny)

@@ -311,6 +311,30 @@ def test_an_encoder_examined_with_several_seeds_counts_once(tmp_path, verdicts, 
     assert said in " ".join(encoders_text("encoders", ENCODERS, results).notes)
 
 
+@pytest.mark.parametrize("order", [("x", "y"), ("y", "x")])
+def test_all_that_a_detector_said_of_a_clean_encoder_counts(tmp_path, order):
+    """Shown images of two attacks it was fitted twice, in one seed."""
+    said = {"x": (-0.2, "clean"), "y": (-0.05, "backdoored")}
+    keys = [
+        write_cell(
+            tmp_path,
+            attack,
+            "d",
+            row={
+                "encoder_score": 0.0,
+                "encoder_verdict": "backdoored",
+                "encoder_score_twin": said[attack][0],
+                "encoder_verdict_twin": said[attack][1],
+            },
+            encoders={"victim": attack, "twin": "shared"},
+        )
+        for attack in order
+    ]
+    write_manifest(tmp_path, order, ["d"], keys)
+    [row] = encoders_frame(ENCODERS, load_results(tmp_path)).to_dict("records")
+    assert (row["clean"], row["false_alarms"]) == (1, 1)
+
+
 def test_victims_of_attacks_that_fail_the_gate_do_not_count(tmp_path):
     results = judged(tmp_path, 2, status="attack-invalid", reason="ASR 0.1")
     [row] = encoders_frame(ENCODERS, results).to_dict("records")
@@ -344,6 +368,17 @@ def test_a_published_figure_read_by_knn_stands_beside_ours_by_knn(tmp_path):
     [ours] = [r for r in frame.to_dict("records") if r["metric"] == "clean accuracy"]
     assert ours["measured"] == 0.84
     assert ours["our_setting"].endswith(", knn")
+
+
+def test_our_figure_is_of_one_target_and_says_what_it_was_judged_on(tmp_path):
+    row = {"auroc_all": 0.57, "downstream": "gtsrb", "target": 12}
+    other = {**row, "auroc_all": 0.98, "target": 3}
+    keys = [write_cell(tmp_path, "badencoder", "dede-ood", row=chosen) for chosen in (row, other)]
+    write_manifest(tmp_path, ["badencoder"], ["dede-ood"], keys)
+    frame = reported_frame(DeclaredTable(kind="reported"), load_results(tmp_path))
+    found = [r for r in frame.to_dict("records") if r["measured"] == 0.57]
+    assert found
+    assert all(", digits to gtsrb, " in r["our_setting"] for r in found)
 
 
 def test_published_figures_stand_beside_ours(tmp_path):

@@ -189,6 +189,9 @@ def test_reduced_rows_and_references_are_apart(tmp_path):
     spans = [span[0] for span in text.spans()]
     assert spans == ["", "a", "b", "reduced ¶", "reference ‡"]
     assert [text.style(0, i) for i in (3, 7, 11, 15)] == [set(), {"best"}, set(), set()]
+    # The mean line: not of what is reduced, though of the reference.
+    assert [text.rows[-1][i] for i in (3, 7, 11, 15)] == ["0.700", "0.800", "–", "0.950"]
+    assert not any("Without a mean" in note and "reduced" in note for note in text.notes)
 
 
 def test_an_auroc_at_chance_is_never_the_best(tmp_path):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from stored_cells import write_cell, write_manifest
 
-from bench.report.contests import ranks_frame
+from bench.report.contests import ranking, ranks_frame
 from bench.report.declared import DeclaredTable
 from bench.report.leaderboard import leaderboard, over_seeds
 from bench.report.pivot import pivot_frame
@@ -86,6 +86,19 @@ def test_it_is_taken_off_the_mean_over_seeds(tmp_path):
     table = DeclaredTable(metrics=("auroc_vs_decoy_excess",))
     [shown] = pivot_frame(table, stored_results)["auroc_vs_decoy_excess"]
     assert shown == pytest.approx(0.85 - 0.5)
+
+
+def test_sets_below_chance_take_nothing_from_others(tmp_path):
+    """An excess is one of the seeds of a setting, and only then averaged over settings."""
+    row = {"auroc_vs_decoy_placebo": 0.5}
+    keys = [
+        write_cell(tmp_path, "x", "d", row={**row, "auroc_vs_decoy": value, "downstream": name})
+        for name, value in (("one", 0.9), ("two", 0.3))
+    ]
+    write_manifest(tmp_path, ["x"], ["d"], keys)
+    table = DeclaredTable(kind="ranks", metric="auroc_vs_decoy_excess")
+    [scores, *_] = ranking(table, load_results(tmp_path))
+    assert scores.to_numpy().tolist() == [[pytest.approx(0.2)]]
 
 
 def test_ranks_go_by_it(tmp_path):
