@@ -88,7 +88,8 @@ class _Encoder(nn.Module):
         """(N, k, 3pp) at ``positions`` (N, k) -> (N, 1 + k, width), the class slot first."""
         # A convolution whose stride is its kernel is a linear map of each patch.
         visible = F.linear(patches, self.patchify.weight.flatten(1), self.patchify.bias)
-        visible = visible + self.pos_embedding[:, 0][positions]
+        # Not by indexing: its gradient adds up in whatever order threads come to it.
+        visible = visible + F.embedding(positions, self.pos_embedding[:, 0])
         cls = self.cls_token.expand(len(patches), -1, -1).to(visible.dtype)
         return self.layer_norm(self.transformer(torch.cat([cls, visible], dim=1)))
 

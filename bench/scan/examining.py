@@ -131,10 +131,9 @@ def set_up_torch(wanted: str) -> str:
     found = torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise InputError("device 'cuda' was asked for and none is available; use --device cpu")
-    if wanted == "cpu" or not found:
-        return "cpu"
-    be_deterministic("cuda")
-    return "cuda"
+    device = "cpu" if wanted == "cpu" or not found else "cuda"
+    be_deterministic(device)
+    return device
 
 
 def _check_apart(images: Path, auxiliary: Path | None) -> None:
