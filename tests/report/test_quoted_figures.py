@@ -9,14 +9,16 @@ order, come from; braces stand for several, the first ones varying slowest:
     badencoder decree encoder_score seed 1
     cifar10-ablations: badencoder strip-sum auroc
     reported DeDe AUROC published
+    restarts badclip {victim,twin} {least,most}
     given
     in every seed: clip-backdoor dede-id auroc < clip-backdoor dede-id auroc_placebo
     -->
 
 An attack, a defense and a column of ``leaderboard.csv`` (or of ``tables/differences.csv``, or a
 metric of ``tables/downstream.csv``) are the mean over the stored seeds, without a sign; ``seed N``
-one of them; a profile before a colon is another than ``cifar10-small``; ``given`` is no measurement
-of ours. When results change:
+one of them; a profile before a colon is another than ``cifar10-small``; ``restarts`` are sizes in
+``robustness/decree_restarts.csv`` (``all all most from 100``: of any encoder, after 100 steps and
+more); ``given`` is no measurement of ours. When results change:
 
     python tests/report/test_quoted_figures.py --write
 """
@@ -95,6 +97,8 @@ def _term(term: str, seed: str | None) -> float:
         rows = _rows(folder / "tables/reported-vs-measured.csv")
         (row,) = (r for r in rows if (r["system"], r["metric"]) == (system, metric))
         return float(row[column])
+    if words[0] == "restarts":
+        return _restarts(*words[1:])
     attack, defense, column, *which = words
     seed = which[1] if which else seed
     table, name = _home(folder, column)
@@ -107,6 +111,20 @@ def _term(term: str, seed: str | None) -> float:
     ]
     assert values, f"no table has {term!r}"
     return sum(values) / len(values)
+
+
+def _restarts(attack: str, encoder: str, end: str, bound: str = "from", steps: str = "0") -> float:
+    """The least or the most that DECREE's inversions of some encoders gave."""
+    sizes = [
+        float(row["pl1"])
+        for row in _rows(RESULTS / "robustness" / "decree_restarts.csv")
+        if attack in (row["attack"], "all")
+        and encoder in (row["encoder"], "all")
+        and (
+            int(row["steps"]) >= int(steps) if bound == "from" else int(row["steps"]) <= int(steps)
+        )
+    ]
+    return {"least": min, "most": max}[end](sizes)
 
 
 def _home(folder: Path, column: str) -> tuple[str, str]:
