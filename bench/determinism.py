@@ -15,11 +15,13 @@ def be_deterministic(device: str) -> None:
     """
     import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
     if device != "cuda":
+        # What ``use_deterministic_algorithms`` does, without loading torch's compiler for seconds.
+        torch.set_deterministic_debug_mode("warn")
         # Fresh memory would be filled, for the sake of code that reads what nobody wrote.
         torch.utils.deterministic.fill_uninitialized_memory = False
         return
+    torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
