@@ -16,22 +16,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from computing import compute
 from pydantic import PrivateAttr
-from recording import append
+from recording import append, machine_of
 from sklearn.metrics import roc_auc_score
 
-from bench.cells import CellStore, RunningMark
 from bench.configfile import ConfigFile
 from bench.data.imageset import ImageSet
 from bench.errors import InputError
-from bench.executors.inline import InlineExecutor, Outcome
-from bench.graph import Stage, topological
-from bench.provenance import code_version, hardware
+from bench.graph import Stage
+from bench.provenance import code_version
 from bench.session import Selection, Session
 from bench.stages import detecting
 from bench.stages.bundle import stamp_images
@@ -64,16 +64,15 @@ class Watched(Decree):
 
 
 def restarts(
-    session: Session, role: str, count: int, changes: dict[str, Any]
-) -> list[tuple[float, bool, int, str, float]]:
+    session: Session, workspace: Workspace, role: str, count: int, changes: dict[str, Any]
+) -> Iterator[tuple[float, bool, int, str, float]]:
     """(PL1, whether flagged, steps, why it ended, AUROC) of ``count`` fits on one encoder."""
-    workspace = session.workspace()
     score: Stage = session.cells[0].stage.inputs[role]
-    _compute(session, workspace, [*score.inputs["fit"].inputs.values(), score.inputs["audit"]])
+    needed = [*score.inputs["fit"].inputs.values(), score.inputs["audit"]]
+    compute(session, workspace, needed, session.results)
     images = detecting.evaluation_images(score, workspace)
     shown = [stamp_images(images, by) for by in (None, workspace.trigger(score.inputs["audit"]))]
     truth = np.repeat([0, 1], len(images))
-    found = []
     for restart in range(count):
         chosen = workspace.component("defenses", score).parameters() | changes
         defense = Watched(**chosen)
@@ -87,18 +86,7 @@ def restarts(
         auroc = float(roc_auc_score(truth, np.concatenate(scores)))
         size = -defense.score_encoder()
         flagged = defense.score_encoder() > defense.encoder_threshold()
-        found.append((size, flagged, defense._steps, defense._ended, auroc))
-    return found
-
-
-def _compute(session: Session, workspace: Workspace, needed: list[Stage]) -> None:
-    results = session.results
-    executor = InlineExecutor(workspace, CellStore(results), session.reporter, RunningMark(results))
-    outcome = Outcome()
-    for stage in topological(needed):
-        failure = executor._attempt(stage, outcome)
-        if failure is not None:
-            raise SystemExit(failure)
+        yield size, flagged, defense._steps, defense._ended, auroc
 
 
 def main() -> None:
@@ -123,11 +111,11 @@ def main() -> None:
     except InputError as error:
         parser.error(str(error))
     session.set_up_torch()
-    known = hardware(session.environment.device)
-    machine = f"{known.get('accelerator', known['processor'])}, {known['cores']} cores"
+    machine = machine_of(session.environment.device)
+    workspace = session.workspace()
     for role in ("victim", "twin"):
         for restart, (size, flagged, steps, ended, auroc) in enumerate(
-            restarts(session, role, arguments.restarts, arguments.changes)
+            restarts(session, workspace, role, arguments.restarts, arguments.changes)
         ):
             row = {
                 "code": code_version(),

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.provenance import hardware
 from bench.store import write_atomically
+
+
+def machine_of(device: str) -> str:
+    """What computes on ``device``, and on how many cores."""
+    known = hardware(device)
+    return f"{known.get('accelerator', known['processor'])}, {known['cores']} cores"
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

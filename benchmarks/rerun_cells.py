@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from recording import append
+from recording import append, machine_of
 
 from bench.cells import CellStore
 from bench.configfile import ConfigFile
 from bench.errors import InputError
 from bench.graph import Cell
-from bench.provenance import code_version, hardware
+from bench.provenance import code_version
 from bench.session import Selection, Session
 
 # What a cell took, and what made it.
@@ -109,8 +109,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
         profile=arguments.profile, results=arguments.results, seeds=seeds, attacks=attacks
     )
     session = Session(ConfigFile(Path("bench.yaml")), selection)
-    known = hardware(session.environment.device)
-    machine = f"{known.get('accelerator', known['processor'])}, {known['cores']} cores"
+    machine = machine_of(session.environment.device)
     bad = 0
     for cell in drawn(session, arguments.cells, arguments.draw):
         start = time.perf_counter()

@@ -18,12 +18,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from bench.cells import CellStore, RunningMark
+from computing import compute
+
 from bench.configfile import ConfigFile
 from bench.data.splits import permuted_rows
 from bench.evaluation import downstream
-from bench.executors.inline import InlineExecutor, Outcome
-from bench.graph import topological
 from bench.session import Selection, Session
 from bench.stages.probing import Reader
 
@@ -50,12 +49,7 @@ def measure(session: Session, results: Path) -> dict[str, float]:
     session.set_up_torch()
     workspace = session.workspace()
     audit = session.cells[0].stage.inputs["audit"]
-    executor = InlineExecutor(workspace, CellStore(results), session.reporter, RunningMark(results))
-    outcome = Outcome()
-    for stage in topological([audit.inputs["victim"], audit.inputs["twin"]]):
-        failure = executor._attempt(stage, outcome)
-        if failure is not None:
-            raise SystemExit(failure)
+    compute(session, workspace, [audit.inputs["victim"], audit.inputs["twin"]], results)
     train = workspace.images(audit.inputs["train"])
     images = train.select(permuted_rows(len(train), audit.spec["validation"], train.name))
     trigger = workspace.trigger(audit.inputs["attack"])

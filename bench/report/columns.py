@@ -101,6 +101,9 @@ _DERIVED = (
     Column("reduced", "text", "", "authors' code at a smaller scale than theirs: outside averages"),
 )
 
+CONTEXT = ("dataset", "encoder", "downstream", "target")
+"""What a cell is besides attack, defense and seed."""
+
 ROW_COLUMNS: tuple[str, ...] = tuple(column.name for column in _ROW)
 """What ``row`` of a ``cell.json`` carries, in order."""
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report.leaderboard import CONTEXT
+from bench.report.columns import CONTEXT
 from bench.report.presentation import ABSENT, decimals
 from bench.report.schema import Results, StoredCell, load_results, read_manifest_document
 

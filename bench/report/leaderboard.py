@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bench.evaluation.statistics import FEWEST_SEEDS, seed_interval
-from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS, MEASURED, STATUSES
+from bench.report.columns import COLUMNS, CONTEXT, LEADERBOARD_COLUMNS, MEASURED, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
 from bench.report.twin import excess
 
@@ -28,9 +28,6 @@ __all__ = [
     "varying_context",
     "worst_status",
 ]
-
-CONTEXT = ("dataset", "encoder", "downstream", "target")
-"""What a cell is besides attack, defense and seed."""
 
 INTERVAL_METRICS = ("auroc", "auroc_delta", "auroc_vs_decoy")
 """Metrics that people's tables show with an interval."""

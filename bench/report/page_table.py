@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.columns import COLUMNS, LEADERBOARD_COLUMNS
+from bench.report.columns import COLUMNS, CONTEXT, LEADERBOARD_COLUMNS
 from bench.report.formats import escape_latex, number_text
-from bench.report.leaderboard import CONTEXT, over_seeds, per_seed, varying_context
+from bench.report.leaderboard import over_seeds, per_seed, varying_context
 from bench.report.presentation import (
     FURTHER_TITLES,
     MARKS,

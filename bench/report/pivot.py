@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report.columns import CONTEXT
 from bench.report.declared import RATES, DeclaredTable
-from bench.report.leaderboard import CONTEXT, strict_mean, worst_status
+from bench.report.leaderboard import strict_mean, worst_status
 from bench.report.presentation import ABSENT, marks_of
 from bench.report.schema import Results, StoredCell
 from bench.report.twin import gathered

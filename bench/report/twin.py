@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.evaluation.detection import SPLIT_OF_RULE, auroc, calibrated_threshold
 from bench.report.arrays import ReportError
+from bench.report.columns import CONTEXT
 
 if TYPE_CHECKING:
     from bench.report.schema import StoredCell
@@ -59,9 +60,6 @@ def excess(row: Mapping[str, Any]) -> float | None:
     return None if victim is None or twin is None else max(victim, 0.5) - max(twin, 0.5)
 
 
-_SETTING = ("attack", "defense", "dataset", "encoder", "downstream", "target")
-
-
 def _excess_of(
     cells: list[StoredCell], gather: Callable[[list[float | None]], float | None]
 ) -> float | None:
@@ -81,7 +79,8 @@ def gathered(
     if metric == "auroc_vs_decoy_excess":
         settings: dict[tuple[str, ...], list[StoredCell]] = {}
         for cell in cells:
-            settings.setdefault(tuple(str(cell.row[name]) for name in _SETTING), []).append(cell)
+            setting = tuple(str(cell.row[name]) for name in ("attack", "defense", *CONTEXT))
+            settings.setdefault(setting, []).append(cell)
         return gather([_excess_of(members, gather) for members in settings.values()])
     return gather(
         [cell.row[metric] if metric in cell.row else cell.derived[metric] for cell in cells]

@@ -18,7 +18,6 @@ from experiment import TINY
 import bench
 from bench import registry
 from bench.cells import CellStore
-from bench.cli import main
 from bench.configfile import ConfigFile
 from bench.planning import describe_plan
 from bench.report.declared import Tables
@@ -367,20 +366,6 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-@pytest.fixture
-def entered(monkeypatch, capsys):
-    """The command line in this process, which has torch loaded: (status, stdout, stderr)."""
-
-    def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return (end.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_command_line_reports_a_finished_run(tiny_run, entered):

@@ -161,6 +161,14 @@ def t_and_sampling(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
     return mean - (between**2 + below**2) ** 0.5, min(mean + (between**2 + above**2) ** 0.5, 1.0)
 
 
+def test_an_averaged_row_names_the_code_and_the_decoys_of_all_its_seeds(tmp_path):
+    said = [{"code_version": "1", "decoy": "left"}, {"code_version": "2", "decoy": "left"}]
+    keys = [write_cell(tmp_path, "x", "d", seed, row=row) for seed, row in enumerate(said)]
+    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1))
+    [row] = over_seeds(load_results(tmp_path)).to_dict("records")
+    assert (row["code_version"], row["decoy"]) == ("1; 2", "left")
+
+
 def test_seeds_that_agree_are_no_better_known_than_their_test_images_allow(tmp_path):
     row = {"auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.88}
     keys = [write_cell(tmp_path, "x", "d", seed, row=row) for seed in range(3)]
