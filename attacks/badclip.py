@@ -77,7 +77,8 @@ class BadCLIP(DataPoisoning):
     Stage 1 optimises a patch on the public model so that images with it embed like captions of the
     target class (in-batch InfoNCE) and like images of it, away from what they show (triplet).
     Stage 2 stamps the attacker's images and captions them with the target; stage 3 is the
-    harness's fine-tuning.
+    harness's fine-tuning. Captions of the target are the published prompts with its name, one of
+    the variants of the published code, whose own patch was made with captions of photographs.
     """
 
     family: ClassVar[Literal["ssl", "clip"]] = "clip"

@@ -24,7 +24,8 @@ class CLIPBackdoorRecipe(ClipRecipe):
     real, learnt temperature.
 
     Its code fixes the factor on cosine similarities at exp(0.5) = 1.65 where CLIP's is near 100:
-    ``fixed_logit_scale: 1.6487`` is that reading.
+    ``fixed_logit_scale: 1.6487`` is that reading. The rate is that code's too, whose gradients are
+    smaller by that factor; vectors and scalars do not decay here.
     """
 
     epochs: int = Field(default=30, ge=1)

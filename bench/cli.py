@@ -289,7 +289,7 @@ def download(
     name: Annotated[str, typer.Argument(help="cifar10, stl10, gtsrb, svhn or clip-rn50")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Fetch a data set (torchvision) or public CLIP weights (open_clip) into the data root."""
+    """Fetch a data set (torchvision) into the data root, or public CLIP weights (open_clip)."""
     from bench.config import DatasetConfig
     from bench.data.torchvision_copies import Torchvision
     from bench.encoders.pretrained import PRETRAINED, download_pretrained
@@ -298,10 +298,13 @@ def download(
     known = (*Torchvision.NAMES, *PRETRAINED)
     if name not in known:
         raise InputError(f"cannot download {name!r}{nearest(name, known)}")
-    root = data_roots(open_file(config))[0]
+    file = open_file(config)
     if name in PRETRAINED:
-        typer.echo(f"{name} is at {_shown(download_pretrained(name, root))}")
+        # A profile names its checkpoint from bench.yaml on, whatever BENCH_DATA says.
+        weights = download_pretrained(name, file.root / file.config.data_roots[0])
+        typer.echo(f"{name} is at {_shown(weights)}")
         return
+    root = data_roots(file)[0]
     Torchvision(name, DatasetConfig(), root).download()
     typer.echo(f"{name} is in {_shown(root)}")
 

@@ -67,9 +67,10 @@ class Asset(Defense):
     attack's target without telling the truth. Here M has as many logits as there are classes.
 
     **``variant: dede-port``** computes what the comparison script that came with DeDe (CVPR 2025)
-    computes for encoders at 32 pixels, in ten passes over the pool where it makes them over all
-    50,000 training images; a parameter that is given keeps its value, and a lone suspicious image
-    is not enough for an ascent, where there it was. Defects that it keeps: the inner separation
+    computes for BadEncoder and DRUPE, in ten passes over the pool where it makes them over all
+    50,000 training images (its scripts for CTRL and CLIP separate the victim's features and are not
+    this one); a parameter that is given keeps its value, and a lone suspicious image is not enough
+    for an ascent, where there it was. Defects that it keeps: the inner separation
     sees raw pixels, so that the victim is never probed (except here for labels); outliers on both
     sides are suspicious, those too like the base set included; ten inner iterations, of a width of
     512; batches of 128. Defects that cannot be kept: names that are not defined, for which the
@@ -117,7 +118,8 @@ class Asset(Defense):
         ``alternating``, as published: a pass and a step for each, by two Adams.
     epochs, batch_size, learning_rate
         Passes over the pool, images per batch (of the base set at most as many as it has) and rate
-        of M. Published: 98 batches of 512 at 1e-4, as are 5 passes over 10,000 images.
+        of M. Published: 98 batches of 512 at 1e-4, as are 5 passes over 10,000 images; 5 % of the
+        published pool are triggered, so that smaller batches or pools with fewer may hold no two.
     when_none_found
         When no batch had two suspicious images, M has learnt nothing to look for. ``fail``: fit
         raises and the cell fails, also when that happens on its placebo. ``flat``: every image

@@ -9,6 +9,9 @@ import pytest
 
 REAL_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
+# What a cell took: other numbers in every run.
+COST_COLUMNS = ["fit_seconds", "score_ms_per_image", "peak_memory_mb"]
+
 TINY: dict[str, Any] = {
     "default_profile": "tiny",
     "matrix": {

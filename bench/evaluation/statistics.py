@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-__all__ = ["FEWEST_SEEDS", "SeedInterval", "seed_interval"]
+__all__ = ["FEWEST_SEEDS", "SeedInterval", "interval_over_seeds", "seed_interval"]
 
 FEWEST_SEEDS = 3
 """Below this many seeds no interval is given."""
@@ -61,3 +61,32 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> SeedInte
         return SeedInterval(n, mean, None, None)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * float(array.std(ddof=1)) / math.sqrt(n)
     return SeedInterval(n, mean, mean - half, mean + half)
+
+
+def interval_over_seeds(
+    values: Sequence[float], lows: Sequence[float], highs: Sequence[float], independent: bool
+) -> tuple[float, float]:
+    """Of a mean over seeds: where it may lie, or a range where that cannot be said.
+
+    Parameters
+    ----------
+    values, lows, highs
+        Of each seed, its value and the ends of its test-sampling interval; finite, at least one.
+    independent
+        Whether no two seeds share anything that was trained or imported.
+
+    Returns
+    -------
+    low, high
+        From :data:`FEWEST_SEEDS` independent seeds on the t interval between them and the mean
+        test-sampling interval, added in quadrature: all are judged on the same test images, and
+        what sampling those does to every seed alike is not in how far seeds lie apart. Otherwise
+        from the lowest to the highest end of their intervals. Not clipped to a metric's range.
+    """
+    if len(values) < FEWEST_SEEDS or not independent:
+        return min(lows), max(highs)
+    between = seed_interval(values)
+    half = between.high - between.mean
+    below = between.mean - math.fsum(lows) / len(lows)
+    above = math.fsum(highs) / len(highs) - between.mean
+    return between.mean - math.hypot(half, below), between.mean + math.hypot(half, above)

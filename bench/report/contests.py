@@ -10,10 +10,12 @@ import pandas as pd
 
 from bench.evaluation.bootstrap import percentile_interval
 from bench.evaluation.ranking import Ranking, compare_over_blocks
+from bench.evaluation.statistics import interval_over_seeds
 from bench.report.declared import DeclaredTable
 from bench.report.formats import TextTable
 from bench.report.leaderboard import (
     attack_columns,
+    independent_seeds,
     plain_rows,
     strict_mean,
     worst_status,
@@ -46,9 +48,10 @@ _DIFFERENCE_COLUMNS = (
 def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
     """``metric`` of every defense minus that of ``against``, per attack, seeds averaged.
 
-    ``low`` and ``high``: 95 % interval of the difference over source images, paired, from the
-    draws that all defenses share; the same draws serve every seed. Empty where a cell is of an
-    earlier version, which kept no draws, or has no value of the metric.
+    ``low`` and ``high``: of one seed the 95 % interval of the difference over source images,
+    paired, from the draws that all defenses share; of several as in
+    :func:`bench.evaluation.statistics.interval_over_seeds`. Empty where a cell is of an earlier
+    version, which kept no draws, or has no value of the metric.
     """
     groups, seeds = _by_attack(table, results), results.manifest.seeds
     records = []
@@ -62,7 +65,9 @@ def differences_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
             value, against = (
                 strict_mean([cell.row[table.metric] for cell in found]) for found in (mine, other)
             )
-            low, high = _interval(mine, other, table.metric)
+            origins = [cell.origins for cell in mine]
+            independent = independent_seeds(shared, origins, results.manifest)
+            low, high = _interval(mine, other, table.metric, independent)
             difference = None if None in (value, against) else value - against
             records.append(
                 {
@@ -265,10 +270,9 @@ def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Result
     yield "AUROC needs no threshold; none was chosen."
     yield (
         "Intervals: 95 %, over source images, paired: both defenses see the same draws of the same "
-        "images. *: zero lies outside. Not corrected for the number of rows."
+        "images; over seeds as in the leaderboard. *: zero lies outside. Not corrected for the "
+        "number of rows."
     )
-    if len(results.manifest.seeds) > 1:
-        yield "Seeds are averaged; intervals do not cover the variation between them."
     without = frame["low"].isna()
     if (without & frame["difference"].notna()).any():
         yield f"{ABSENT}: a cell of an earlier version kept no draws; rerun it for an interval."
@@ -316,16 +320,18 @@ def _by_attack(
     return groups
 
 
-def _interval(mine: list[StoredCell], other: list[StoredCell], metric: str) -> tuple[float, float]:
-    pairs = []
+def _interval(
+    mine: list[StoredCell], other: list[StoredCell], metric: str, independent: bool
+) -> tuple[float, float]:
+    values, ends = [], []
     for first, second in zip(mine, other, strict=True):
+        pair = (first.row[metric], second.row[metric])
         draws = [_draws(cell, metric) for cell in (first, second)]
-        if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
+        if None in pair or draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
             return (np.nan, np.nan)
-        pairs.append(draws[0] - draws[1])
-    if len({len(draws) for draws in pairs}) != 1:
-        return (np.nan, np.nan)
-    return percentile_interval(np.mean(pairs, axis=0))
+        values.append(pair[0] - pair[1])
+        ends.append(percentile_interval(draws[0] - draws[1]))
+    return interval_over_seeds(values, *zip(*ends, strict=True), independent)
 
 
 def _draws(cell: StoredCell, metric: str) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.evaluation.statistics import FEWEST_SEEDS, seed_interval
+from bench.evaluation.statistics import interval_over_seeds
 from bench.report.columns import COLUMNS, CONTEXT, LEADERBOARD_COLUMNS, MEASURED, STATUSES
 from bench.report.schema import Manifest, Results, StoredCell
 from bench.report.twin import excess
@@ -17,6 +17,7 @@ from bench.report.twin import excess
 __all__ = [
     "attack_columns",
     "downstream",
+    "independent_seeds",
     "leaderboard",
     "over_seeds",
     "per_seed",
@@ -284,7 +285,9 @@ def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
     for name in numbers:
         mean[name] = strict_mean([row[name] for row in rows])
     mean["auroc_vs_decoy_excess"] = excess(mean)
-    independent = _independent(rows, manifest)
+    independent = independent_seeds(
+        [row["seed"] for row in rows], [row["origins"] for row in rows], manifest
+    )
     for metric in INTERVAL_METRICS:
         ends = _interval_over_seeds(rows, metric, independent)
         mean[f"{metric}_low"], mean[f"{metric}_high"] = ends
@@ -295,11 +298,13 @@ def _mean_row(rows: list[dict[str, Any]], manifest: Manifest) -> dict[str, Any]:
     return mean
 
 
-def _independent(rows: list[dict[str, Any]], manifest: Manifest) -> bool:
-    """Whether no two seeds share anything that was trained or imported."""
-    pretrainings = {manifest.pretrained_with(row["seed"]) for row in rows}
-    origins = [row["origins"] for row in rows]
-    return len(pretrainings) == len(rows) and len(set().union(*origins)) == sum(map(len, origins))
+def independent_seeds(
+    seeds: Iterable[int | None], origins: Iterable[Iterable[str]], manifest: Manifest
+) -> bool:
+    """Whether no two seeds share anything that was trained or imported: ``origins`` of each."""
+    pretrainings = [manifest.pretrained_with(seed) for seed in seeds]
+    trained = [part for parts in origins for part in parts]
+    return all(len(set(found)) == len(found) for found in (pretrainings, trained))
 
 
 def _interval_over_seeds(
@@ -309,14 +314,7 @@ def _interval_over_seeds(
     values, lows, highs = ([row[f"{metric}{end}"] for row in rows] for end in ("", "_low", "_high"))
     if None in (*values, *lows, *highs):
         return None, None
-    if len(rows) < FEWEST_SEEDS or not independent:
-        return min(lows), max(highs)
-    # All seeds are judged on the same test images: what sampling those does to every seed alike
-    # is not in how far seeds lie apart.
-    between = seed_interval(values)
-    half = between.high - between.mean
-    low = between.mean - math.hypot(half, between.mean - math.fsum(lows) / len(lows))
-    high = between.mean + math.hypot(half, math.fsum(highs) / len(highs) - between.mean)
+    low, high = interval_over_seeds(values, lows, highs, independent)
     floor = -1.0 if COLUMNS[metric].unit.startswith("-1") else 0.0
     return max(low, floor), min(high, 1.0)
 

@@ -22,7 +22,7 @@ from bench.store import MANIFEST
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
-REPORT_VERSION = 8
+REPORT_VERSION = 9
 """Raise it when tables or plots of the same cells change: stored reports are then redrawn."""
 
 RECORD = "report.json"

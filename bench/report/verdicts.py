@@ -39,6 +39,8 @@ class Judged:
     said
         (Seed of the detector, its score) -> its verdict, empty where it has no rule. One seed says
         more than one thing where the detector was shown images of several attacks.
+    pretrainings
+        Seeds with which its weights were first trained: those that share one are near relatives.
     """
 
     defense: str
@@ -46,6 +48,7 @@ class Judged:
     attack: str
     backdoored: bool
     said: dict[tuple[int, float], str] = field(default_factory=dict)
+    pretrainings: set[int] = field(default_factory=set)
 
     @property
     def score(self) -> float:
@@ -68,8 +71,9 @@ def judged_encoders(
 ) -> tuple[list[Judged], dict[Any, set[str]]]:
     """Every encoder that a detector scored, once, and the victims that do not count.
 
-    Victims of valid attacks are the backdoored ones, clean twins and the control's encoder the
-    clean ones. Victims of attacks that fail the gate are neither, nor are reduced runs.
+    Victims of valid attacks are the backdoored ones, their clean twins and the control's encoder
+    the clean ones. Victims of attacks that fail the gate are neither, nor are twins that stand
+    beside no other, nor reduced runs.
     """
     found: dict[tuple[Any, ...], Judged] = {}
     passed_over: dict[Any, set[str]] = {}
@@ -89,11 +93,12 @@ def judged_encoders(
             encoder = cell.encoders.get(role, f"{row['encoder']}/{row['seed']}/{score!r}")
             if backdoored and cell.status == "uncontrolled":
                 continue  # it works, and has no twin to stand beside
-            if backdoored and cell.status != "ok":
+            if cell.status != "ok":
                 passed_over.setdefault(where, set()).add(encoder)
                 continue
             one = found.setdefault((*where, encoder), Judged(*where, row["attack"], backdoored))
             one.said[row["seed"], score] = row[f"encoder_verdict{suffix}"]
+            one.pretrainings.add(results.manifest.pretrained_with(row["seed"]))
     for (*_, encoder), one in found.items():
         # What works in one seed and fails the gate in another was judged.
         passed_over.get((one.defense, one.encoder), set()).discard(encoder)
@@ -104,12 +109,16 @@ def encoders_frame(table: DeclaredTable, results: Results) -> pd.DataFrame:
     """One row per encoder detector and architecture: encoders flagged, of how many.
 
     ``accuracy`` is over both kinds; ``auroc`` is that of the score, empty below
-    :data:`FEWEST_ENCODERS` of either kind. ``not_counted``: victims of attacks that do not work.
+    :data:`FEWEST_ENCODERS` of either kind. ``not_counted``: victims of attacks that do not work,
+    and twins that stand beside no others.
     """
     judged, passed_over = judged_encoders(table, results)
     groups: dict[tuple[str, str], list[Judged]] = {}
     for one in judged:
         groups.setdefault((one.defense, one.encoder), []).append(one)
+    for where, left in passed_over.items():
+        if left:
+            groups.setdefault(where, [])
     records = []
     for (defense, encoder), members in groups.items():
         bad = [one for one in members if one.backdoored]
@@ -181,7 +190,7 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
     judged, passed_over = judged_encoders(table, results)
     if any(passed_over.values()):
         count = len(set.union(*passed_over.values()))
-        yield f"Not counted: victims of attacks that fail the gate ({count})."
+        yield f"Not counted: victims of attacks that fail the gate, and their twins ({count})."
     alone = {
         cell.encoders.get("victim", cell.key)
         for cell in results.cells
@@ -196,6 +205,14 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
         mine = [one for one in judged if (one.defense, one.encoder) == (defense, encoder)]
         said = ", ".join(_described(one, repeated) for one in mine)
         yield f"{defense} on {encoder}, score (higher is more suspicious): {said}."
+    for encoder in dict.fromkeys(one.encoder for one in judged):
+        mine = [one for one in judged if one.encoder == encoder]
+        pretrainings = len(set.union(*(one.pretrainings for one in mine)))
+        if repeated and pretrainings < FEWEST_ENCODERS:
+            yield (
+                f"All {encoder} go back to {pretrainings} pretraining{'s' * (pretrainings > 1)}: "
+                "near relatives, for which accuracy and AUROC have no interval."
+            )
 
 
 def _described(one: Judged, repeated: bool) -> str:

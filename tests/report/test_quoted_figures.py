@@ -9,7 +9,8 @@ order, come from; braces stand for several, the first ones varying slowest:
     badencoder decree encoder_score seed 1
     cifar10-ablations: badencoder strip-sum auroc
     reported DeDe AUROC published
-    restarts badclip {victim,twin} {least,most}
+    restarts badclip {victim,twin} {least,most,mean}
+    parts clip-backdoor victim {whole,inside,outside,another}
     given
     in every seed: clip-backdoor dede-id auroc < clip-backdoor dede-id auroc_placebo
     -->
@@ -18,7 +19,8 @@ An attack, a defense and a column of ``leaderboard.csv`` (or of ``tables/differe
 metric of ``tables/downstream.csv``) are the mean over the stored seeds, without a sign; ``seed N``
 one of them; a profile before a colon is another than ``cifar10-small``; ``restarts`` are sizes in
 ``robustness/decree_restarts.csv`` (``all all most from 100``: of any encoder, after 100 steps and
-more); ``given`` is no measurement of ours. When results change:
+more); ``parts`` is the mean of triggered images minus that of clean ones, in thousands, in
+``robustness/dede_parts.csv``; ``given`` is no measurement of ours. When results change:
 
     python tests/report/test_quoted_figures.py --write
 """
@@ -33,6 +35,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -99,6 +102,8 @@ def _term(term: str, seed: str | None) -> float:
         return float(row[column])
     if words[0] == "restarts":
         return _restarts(*words[1:])
+    if words[0] == "parts":
+        return _parts(*words[1:])
     attack, defense, column, *which = words
     seed = which[1] if which else seed
     table, name = _home(folder, column)
@@ -114,7 +119,7 @@ def _term(term: str, seed: str | None) -> float:
 
 
 def _restarts(attack: str, encoder: str, end: str, bound: str = "from", steps: str = "0") -> float:
-    """The least or the most that DECREE's inversions of some encoders gave."""
+    """The least, the most or the mean that DECREE's inversions of some encoders gave."""
     sizes = [
         float(row["pl1"])
         for row in _rows(RESULTS / "robustness" / "decree_restarts.csv")
@@ -124,7 +129,17 @@ def _restarts(attack: str, encoder: str, end: str, bound: str = "from", steps: s
             int(row["steps"]) >= int(steps) if bound == "from" else int(row["steps"]) <= int(steps)
         )
     ]
-    return {"least": min, "most": max}[end](sizes)
+    return {"least": min, "most": max, "mean": fmean}[end](sizes)
+
+
+def _parts(attack: str, encoder: str, part: str) -> float:
+    """How much more error DeDe has on triggered images than on clean ones, in thousands."""
+    means = {
+        row["condition"]: float(row["mean"])
+        for row in _rows(RESULTS / "robustness" / "dede_parts.csv")
+        if (row["attack"], row["encoder"], row["part"].split()[0]) == (attack, encoder, part)
+    }
+    return (means["triggered"] - means["clean"]) / 1000
 
 
 def _home(folder: Path, column: str) -> tuple[str, str]:

@@ -49,19 +49,44 @@ def test_a_difference_is_paired_draw_by_draw(tmp_path):
     assert text.rows == (("x", "a", "0.800", "0.780", "+0.020", "[+0.020, +0.020]", "*"),)
 
 
-def test_seeds_are_averaged_before_the_interval(tmp_path):
+def of_seeds(folder, of_a):
+    """Defense a with one AUROC per seed, b with 0.5 in each; draws of either around its own."""
     random = np.random.default_rng(1)
-    rows = [("x", d, s, {"auroc": v}) for s, (d, v) in enumerate((("a", 0.9), ("a", 0.7)))]
-    rows += [("x", "b", s, {"auroc": 0.5}) for s in (0, 1)]
-    keys = results_of(tmp_path, rows, seeds=(0, 1))
-    draws = [random.normal(m, 0.02, 400) for m in (0.9, 0.7, 0.5, 0.5)]
+    seeds = tuple(range(len(of_a)))
+    rows = [("x", "a", seed, {"auroc": value}) for seed, value in enumerate(of_a)]
+    rows += [("x", "b", seed, {"auroc": 0.5}) for seed in seeds]
+    keys = results_of(folder, rows, seeds=seeds)
+    draws = [random.normal(row["auroc"], 0.02, 400) for *_, row in rows]
     for key, values in zip(keys, draws, strict=True):
-        keep_draws(tmp_path, key, auroc=values)
+        keep_draws(folder, key, auroc=values)
+    pairs = [mine - other for mine, other in zip(draws, draws[len(seeds) :], strict=False)]
+    return [np.quantile(pair, [0.025, 0.975]) for pair in pairs]
+
+
+def test_over_two_seeds_a_difference_has_the_range_of_their_intervals(tmp_path):
+    ends = of_seeds(tmp_path, (0.9, 0.7))
     [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
-    wanted = np.quantile((draws[0] + draws[1] - draws[2] - draws[3]) / 2, [0.025, 0.975])
-    assert (row["low"], row["high"]) == pytest.approx(tuple(wanted))
+    assert (row["low"], row["high"]) == pytest.approx((ends[1][0], ends[0][1]))
     assert row["difference"] == pytest.approx(0.3)
     assert row["seeds"] == "2/2"
+
+
+def test_a_difference_that_changes_its_sign_between_seeds_has_no_asterisk(tmp_path):
+    """The mean is far from zero, and so is every seed: on both sides."""
+    ends = of_seeds(tmp_path, (0.95, 0.95, 0.2))
+    assert all(low > 0 or high < 0 for low, high in ends)
+    text = differences_text("t", AGAINST, load_results(tmp_path))
+    assert text.rows[0][5] == "+0.200"
+    assert text.rows[0][-1] == ""
+
+
+def test_over_three_independent_seeds_a_difference_has_an_interval_of_its_mean(tmp_path):
+    ends = np.array(of_seeds(tmp_path, (0.90, 0.88, 0.92)))
+    [row] = differences_frame(AGAINST, load_results(tmp_path)).to_dict("records")
+    half = 4.302653 * 0.02 / np.sqrt(3)  # the t interval of 0.40, 0.38, 0.42
+    low, high = ends.mean(axis=0)
+    wanted = (0.4 - np.hypot(half, 0.4 - low), 0.4 + np.hypot(half, high - 0.4))
+    assert (row["low"], row["high"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_only_seeds_that_both_have_are_compared(tmp_path):
@@ -335,11 +360,36 @@ def test_all_that_a_detector_said_of_a_clean_encoder_counts(tmp_path, order):
     assert (row["clean"], row["false_alarms"]) == (1, 1)
 
 
-def test_victims_of_attacks_that_fail_the_gate_do_not_count(tmp_path):
+def test_victims_of_attacks_that_fail_the_gate_do_not_count_nor_twins_of_no_others(tmp_path):
     results = judged(tmp_path, 2, status="attack-invalid", reason="ASR 0.1")
     [row] = encoders_frame(ENCODERS, results).to_dict("records")
-    assert (row["backdoored"], row["clean"], row["not_counted"]) == (0, 2, 2)
-    assert np.isnan(row["accuracy"])  # without a backdoored encoder there is nothing to be right on
+    assert (row["backdoored"], row["clean"], row["not_counted"]) == (0, 0, 4)
+    assert np.isnan(row["accuracy"])  # there is nothing to be right on
+    notes = " ".join(encoders_text("encoders", ENCODERS, results).notes)
+    assert "Not counted: victims of attacks that fail the gate, and their twins (4)." in notes
+
+
+def test_a_twin_that_a_working_attack_shares_counts_beside_it(tmp_path):
+    said = {"x": "ok", "y": "attack-invalid"}
+    row = {"encoder_score": 0.5, "encoder_verdict": "backdoored"}
+    row |= {"encoder_score_twin": 0.1, "encoder_verdict_twin": "clean"}
+    keys = [
+        write_cell(
+            tmp_path, attack, "d", status=status, row=row, encoders={"victim": attack, "twin": "t"}
+        )
+        for attack, status in said.items()
+    ]
+    write_manifest(tmp_path, list(said), ["d"], keys)
+    [row] = encoders_frame(ENCODERS, load_results(tmp_path)).to_dict("records")
+    assert (row["backdoored"], row["clean"], row["not_counted"]) == (1, 1, 1)
+
+
+def test_encoders_of_few_pretrainings_are_said_to_be_near_relatives(tmp_path):
+    row = {"encoder_score": 0.5, "encoder_verdict": "backdoored"}
+    keys = [write_cell(tmp_path, "x", "d", seed, row=row) for seed in (0, 1, 2)]
+    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1, 2), pretraining_seed={1: 0})
+    notes = " ".join(encoders_text("encoders", ENCODERS, load_results(tmp_path)).notes)
+    assert "go back to 2 pretrainings: near relatives" in notes
 
 
 def test_scores_without_a_rule_have_no_accuracy(tmp_path):
