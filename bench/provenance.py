@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bench
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pyarrow")
+if TYPE_CHECKING:
+    from git import Repo
+
+LIBRARIES = (
+    *("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scipy", "scikit-learn"),
+    *("statsmodels", "pandas", "pyarrow", "pillow"),
+)
 UPSTREAM_LIBRARIES = ("kornia", "opencv-python-headless", "POT", "warmup_scheduler", "natsort")
 """What the authors' code computes with beside these: extra ``[upstream]``."""
 SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
@@ -19,7 +26,8 @@ SOURCES = ("bench", "attacks", "defenses", "pyproject.toml")
 
 @cache
 def code_version() -> str:
-    """The package version, with commit and ``dirty`` mark when it runs from a git checkout."""
+    """The package version, from a git checkout with its commit; where that was edited, ``dirty``
+    and a digest of what differs, which tells two such states apart."""
     try:
         from git import InvalidGitRepositoryError, Repo
         from git.exc import GitError
@@ -29,10 +37,22 @@ def code_version() -> str:
     try:
         repository = Repo(root)
         commit = repository.head.commit.hexsha[:10]
-        changed = repository.git.status("--porcelain", "--", *SOURCES)
+        changed = repository.git.status("--porcelain", "--untracked-files=all", "--", *SOURCES)
+        state = f".dirty.{_edits(repository)}" if changed else ""
     except (InvalidGitRepositoryError, GitError, ValueError, OSError):
         return bench.__version__
-    return f"{bench.__version__}+g{commit}{'.dirty' if changed else ''}"
+    return f"{bench.__version__}+g{commit}{state}"
+
+
+def _edits(repository: Repo) -> str:
+    """A digest of what differs from the commit in :data:`SOURCES`, new files included."""
+    difference = repository.git.diff("HEAD", "--binary", "--", *SOURCES)
+    digest = hashlib.sha256(difference.encode(errors="surrogateescape"))
+    new = repository.git.ls_files("--others", "--exclude-standard", "-z", "--", *SOURCES)
+    for name in sorted(filter(None, new.split("\0"))):
+        path = Path(repository.working_tree_dir or "") / name
+        digest.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()[:8]
 
 
 @cache

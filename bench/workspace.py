@@ -18,11 +18,12 @@ from bench.api import Trigger
 from bench.data.imageset import ImageSet
 from bench.data.source import Source
 from bench.encoders.encoder import Encoder
+from bench.errors import InputError
 from bench.graph import Environment, Stage, topological
 from bench.limits import read_json
 from bench.memory import clock
 from bench.provenance import hardware, library_versions
-from bench.store import COST, MANIFEST, Store
+from bench.store import COST, MANIFEST, Store, file_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +123,14 @@ class Workspace:
         return self.json(stage, MANIFEST)["files"]["encoder.safetensors"]
 
     def file(self, digest: str) -> Path:
-        """Where the file of that content lies."""
-        return self._files[digest]
+        """Where the file of that content lies.
+
+        Raises
+        ------
+        InputError
+            When it has another by now.
+        """
+        return _checked(self._files[digest], digest)
 
     def json(self, stage: Stage, name: str) -> Any:
         return json.loads((self.folder(stage) / name).read_text())
@@ -206,13 +213,24 @@ class Workspace:
         """The attack or defense of a stage with its parameters, paths resolved."""
         described = stage.spec["component"]
         parameters = dict(described["parameters"])
-        for field in described.get("files", {}):
-            parameters[field] = self._root / parameters[field]
+        for field, digest in described.get("files", {}).items():
+            parameters[field] = _checked(self._root / parameters[field], digest)
         return registry.load(group, described["name"]).model_validate(parameters)
 
     def generator(self, stage: Stage, role: str = "") -> torch.Generator:
         """Common random numbers (invariant 13): from seed, stage kind, component and role alone."""
         return generator_for(stage.spec["seed"], stage.kind, stage.component, role)
+
+
+def another(what: str) -> InputError:
+    """The error for content that is not what a key stands for."""
+    return InputError(f"{what} changed since the run was planned, or this machine has another copy")
+
+
+def _checked(path: Path, digest: str) -> Path:
+    if not path.is_file() or file_digest(path) != digest:
+        raise another(path.name)
+    return path
 
 
 def generator_for(seed: int, kind: str, component: str, role: str = "") -> torch.Generator:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,41 @@ from experiment import TINY
 from bench import registry
 from bench.configfile import ConfigFile
 from bench.session import Selection, Session
+
+
+@pytest.fixture(autouse=True, scope="session")
+def asked() -> Iterator[list[str]]:
+    """Other machines that tests and their fixtures reached for, which fails."""
+    hosts: list[str] = []
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def refuse(host: Any) -> None:
+        if host not in (None, "", "localhost", "127.0.0.1", "::1"):
+            hosts.append(str(host))
+            raise OSError(f"a test asked for {host}")
+
+    def connected(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            refuse(address[0])
+        connect(self, address)
+
+    def looked_up(host: Any, *rest: Any, **more: Any) -> Any:
+        refuse(host)
+        return look_up(host, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connected)
+        patch.setattr(socket, "getaddrinfo", looked_up)
+        yield hosts
+
+
+@pytest.fixture(autouse=True)
+def no_network(asked: list[str]) -> Iterator[None]:
+    """Nothing is fetched unasked (invariant 11), not even where the error would be swallowed."""
+    yield
+    hosts = asked.copy()
+    asked.clear()
+    assert hosts == []
 
 
 @pytest.fixture

@@ -23,12 +23,30 @@ from bench.errors import InputError
 from bench.graph import Stage
 from bench.stages.poisoning import class_name, poisoned
 from bench.upstream.component import TrainerWorld
-from bench.workspace import Workspace, generator_for, trigger_record, write_json, write_tensors
+from bench.workspace import (
+    Workspace,
+    another,
+    generator_for,
+    trigger_record,
+    write_json,
+    write_tensors,
+)
 
 
 def data(stage: Stage, workspace: Workspace, folder: Path) -> None:
-    """Decode one split of a data set into uint8 tensors."""
-    images = workspace.sources[stage.spec["dataset"]].load(stage.spec["split"])
+    """Decode one split of a data set into uint8 tensors.
+
+    Raises
+    ------
+    InputError
+        When its files are not those that the key stands for: changed since the run was planned, or
+        others on this machine.
+    """
+    name, split = stage.spec["dataset"], stage.spec["split"]
+    source = workspace.sources[name]
+    images = source.load(split)
+    if source.fingerprint(split) != stage.spec["fingerprint"]:
+        raise another(f"data set {name!r} ({split})")
     tensors = {"images": images.uint8()}
     if images.labelled:
         tensors["labels"] = images.labels

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -63,10 +64,12 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/data/imageset.py": EVERY_STAGE,
     "bench/data/parquet.py": ("stage data",),
     "bench/data/source.py": ("stage data",),
+    "bench/data/pictures.py": ("stage audit", "stage score"),
     "bench/data/sources.py": ("stage data",),
     "bench/data/splits.py": (*EVERY_STAGE, "stage fit"),
     "bench/data/torchvision_copies.py": ("stage data",),
     "bench/data/transport.py": STAMPED,
+    "bench/determinism.py": (*EVERY_STAGE, "stage fit"),
     "bench/encoders/architectures.py": (*TRAINED, *EVERY_STAGE, "stage fit"),
     "bench/encoders/checkpoints.py": ("stage import",),
     "bench/encoders/clip.py": ("clip", *EVERY_STAGE, "stage fit"),
@@ -87,6 +90,7 @@ SHARED: dict[str, tuple[str, ...]] = {
         "stage evaluate",
     ),
     "bench/evaluation/measurement.py": ("stage evaluate",),
+    "bench/evaluation/nearest.py": ("stage import", "stage probe", "stage pixels", "stage audit"),
     "bench/evaluation/similarity.py": ("stage audit",),
     "bench/evaluation/smoke.py": ("stage import",),
     "bench/evaluation/zero_shot.py": ("stage probe", "stage audit"),
@@ -95,6 +99,7 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/stages/detecting.py": ("stage fit", "stage score"),
     "bench/stages/evaluating.py": ("stage evaluate",),
     "bench/stages/rows.py": ("stage evaluate",),
+    "bench/stages/picturing.py": ("stage audit", "stage evaluate"),
     "bench/stages/importing.py": ("stage import",),
     "bench/stages/poisoning.py": ("stage poison", "stage pretrain"),
     "bench/stages/probing.py": ("stage probe", "stage pixels", "stage audit"),
@@ -105,12 +110,22 @@ SHARED: dict[str, tuple[str, ...]] = {
     "defenses/_asset_separation.py": ("defenses asset",),
     "defenses/_decree_inversion.py": ("defenses decree", "defenses decree@upstream"),
     "defenses/_dede_model.py": ("defenses dede",),
+    "defenses/_kmeans.py": ("defenses activation-clustering", "defenses patch-search"),
     "defenses/upstream/_asset_driver.py": ("defenses asset@upstream",),
     "defenses/upstream/_decree_driver.py": ("defenses decree@upstream",),
     "defenses/upstream/_lending.py": ("defenses asset@upstream", "defenses decree@upstream"),
 }
 """Files that decide results beside the components' own -> whose versions speak for them: raise
 those whose results the change alters."""
+
+COMPUTING = ("attacks", "defenses", "bench/data", "bench/encoders", "bench/evaluation")
+"""Folders whose modules decide results, these aside:"""
+DECIDES_NOTHING = {
+    "bench/encoders/pretrained.py",  # a download
+    "bench/encoders/recognition.py",  # `bench scan`
+    "bench/evaluation/ranking.py",  # reports
+    "bench/evaluation/statistics.py",
+}
 
 
 def fingerprint(path: Path) -> str:
@@ -149,7 +164,7 @@ def current() -> dict[str, dict[str, object]]:
             owners[f"{group}/{name.replace('-', '_')}.py"] = speaking
         for name, entry in registry.upstream_entries(group).items():
             owners[f"{entry.module.replace('.', '/')}.py"] = (f"{group} {name}",)
-    for name in ("child", "component", "formats", "shims"):
+    for name in ("child", "component", "formats", "job", "shims", "worktree"):
         owners[f"bench/upstream/{name}.py"] = tuple(upstream())
     known = versions()
     return {
@@ -166,6 +181,17 @@ def test_changed_code_has_a_changed_version_or_an_accepted_fingerprint():
     assert set(recorded) == set(found), "a component came or went: accept the fingerprints"
     changed = [file for file in found if found[file] != recorded[file]]
     assert not changed, f"changed since the record: {changed}\n\n{__doc__}"
+
+
+def test_no_module_that_decides_results_is_without_a_fingerprint():
+    """A probe of the authors' code (``*_probes*``, and its stand-ins) feeds ``parity`` alone."""
+    there = {
+        path.relative_to(REPOSITORY).as_posix()
+        for folder in (*COMPUTING, "bench/stages")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.name != "__init__.py" and not re.search("_probes|_decree_stand_ins", path.name)
+    }
+    assert there - set(current()) == DECIDES_NOTHING
 
 
 def test_fingerprint_ignores_comments_and_blank_lines_and_sees_code(tmp_path):

@@ -6,9 +6,12 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from bench.data.embedded import Digits
+from bench.errors import InputError
 from bench.graph import Stage, topological
 from bench.workspace import generator_for
 
@@ -175,3 +178,31 @@ def test_key_is_the_hash_of_the_description():
     stage = Stage("fit", {"seed": 0}, {"train": child}, label="a label is no content")
     assert stage.key == Stage("fit", {"seed": 0}, {"train": child}).key
     assert stage.key != Stage("fit", {"seed": 0}, {"auxiliary": child}).key
+
+
+def test_a_data_set_that_changed_after_planning_is_not_stored_under_its_old_key(
+    tiny, session_of, monkeypatch
+):
+    tiny["matrix"] = {"attacks": ["none"], "defenses": ["mahalanobis"]}
+    session = session_of(tiny)
+    assert session.cells
+    monkeypatch.setattr(Digits, "fingerprint", lambda self, split: "0" * 64)
+    (reason,) = session.run().failed.values()
+    assert "data set 'digits' (train) changed since the run was planned, or this machine" in reason
+    assert not list(session.store.root.glob("data/*/*/images.safetensors"))
+
+
+def test_a_patch_file_that_changed_after_planning_is_refused(tiny, session_of, tmp_path):
+    def save(value: float) -> None:
+        np.savez(tmp_path / "patch.npz", tm=np.ones((32, 32, 3)), t=np.full((32, 32, 3), value))
+
+    save(255.0)
+    tiny["matrix"] = {"attacks": ["badencoder"], "defenses": ["mahalanobis"]}
+    tiny["profiles"]["tiny"]["overrides"]["badencoder"]["patch_file"] = "patch.npz"
+    session = session_of(tiny)
+    stages = topological([cell.stage for cell in session.cells])
+    (implant,) = (stage for stage in stages if stage.kind == "implant")
+    assert session.workspace().component("attacks", implant).patch_file.name == "patch.npz"
+    save(0.0)
+    with pytest.raises(InputError, match=r"patch\.npz changed since the run was planned"):
+        session.workspace().component("attacks", implant)

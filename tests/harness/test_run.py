@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,19 @@ def test_source_code_writes_and_reads_no_pickle():
         for path in (root / folder).rglob("*.py"):
             text = path.read_text()
             assert not [word for word in banned if word in text], path
+
+
+def test_a_run_that_asked_for_another_machine_would_be_found(asked):
+    """All tests are under this guard, runs among them (invariant 11)."""
+    with pytest.raises(OSError, match=r"asked for example\.org"):
+        socket.create_connection(("example.org", 80))
+    with (
+        socket.socket(socket.AF_INET) as there,
+        pytest.raises(OSError, match=r"asked for 192\.0\.2\.1"),
+    ):
+        there.connect(("192.0.2.1", 80))
+    assert asked == ["example.org", "192.0.2.1"]
+    asked.clear()
 
 
 def test_scores_do_not_depend_on_batching_or_order(tiny_run):
