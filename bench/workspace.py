@@ -241,9 +241,21 @@ def generator_for(seed: int, kind: str, component: str, role: str = "") -> torch
 
 
 def trigger_record(trigger: Trigger | None) -> dict[str, Any] | None:
-    """A trigger as JSON: its kind, parameters and description."""
+    """A trigger as JSON: its kind, parameters and description.
+
+    Raises
+    ------
+    ValueError
+        When its kind's name is that of another kind, which would be restored in its place.
+    """
     if trigger is None:
         return None
+    known, mine = registry.trigger_class(trigger.name), type(trigger)
+    if (known.__module__, known.__qualname__) != (mine.__module__, mine.__qualname__):
+        raise ValueError(
+            f"{mine.__name__} needs a `name` of its own: {trigger.name!r} is that of "
+            f"{known.__name__}"
+        )
     return {
         "kind": trigger.name,
         "parameters": trigger.parameters(),

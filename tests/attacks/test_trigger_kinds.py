@@ -14,6 +14,7 @@ from trigger_kinds import KINDS, TRANSPORTS, random_images, random_levels, trigg
 from attacks.triggers import (
     BlendedTrigger,
     ImagePatch,
+    PatchTrigger,
     SinusoidalTrigger,
     SpectralTrigger,
     encode_png,
@@ -230,3 +231,13 @@ def test_no_precision_is_lost_under_autocast():
 def test_no_gradient_flows_through_a_call_and_images_may_require_one():
     images = random_images(1, 32).requires_grad_()
     assert not trigger_of("patch", 32)(images).requires_grad
+
+
+def test_a_kind_under_another_ones_name_is_not_recorded_as_that():
+    """An audit would restore the other one, and measure its stamp."""
+
+    class Darker(PatchTrigger):
+        pass
+
+    with pytest.raises(ValueError, match="Darker needs a `name` of its own: 'patch' is that of Pa"):
+        trigger_record(Darker())
