@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.limits import check_inside, read_json
-from bench.report.columns import COLUMNS, MEASURED, ROW_COLUMNS
+from bench.report.columns import CELL_SCHEMA, COLUMNS, MEASURED, ROW_COLUMNS
 from bench.store import (
     damage,
     machine_name,
@@ -121,7 +121,7 @@ class CellStore:
         empty = {name: "" if COLUMNS[name].kind == "text" else None for name in ROW_COLUMNS}
         row = {**empty, **identity, "status": status, "reason": reason, "key": key}
         record = {
-            "schema": 1,
+            "schema": CELL_SCHEMA,
             "key": key,
             "row": row,
             "transductive": False,

@@ -65,7 +65,8 @@ def load_victim(path: str | Path) -> Any:
     ----------
     path
         The artifact's folder in the cache: ``<cache>/implant/<xx>/<key>`` after model poisoning,
-        ``<cache>/pretrain/<xx>/<key>`` after data poisoning.
+        ``<cache>/pretrain/<xx>/<key>`` after data poisoning, ``<cache>/import/<xx>/<key>`` of an
+        imported victim.
 
     Raises
     ------

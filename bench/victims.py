@@ -227,7 +227,6 @@ class _Stored(BaseModel):
     model_config = ConfigDict(extra="ignore")
     trigger: _Record | None = None
     target: int | None = Field(None, ge=0)
-    clean_twin: str | None = None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from bench.report.declared import Tables
 class DatasetConfig(Model):
     """Where a named data set comes from.
 
-    ``source: auto`` looks for ``<data root>/<name>/`` with parquet files or image folders, then
-    for a torchvision copy under the data roots.
+    ``source: auto`` looks under each data root for ``<name>/`` with parquet files, for a
+    torchvision copy, then for image folders in ``<name>/``.
     """
 
     source: Literal[
@@ -36,6 +36,11 @@ class DatasetConfig(Model):
     def _path_where_needed(self) -> DatasetConfig:
         if self.source in ("parquet", "folder", "captions") and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path")
+        if self.path is not None and self.source not in ("parquet", "folder", "captions"):
+            raise ValueError(
+                f"source {self.source!r} looks at no path; with one it is 'parquet', 'folder' or "
+                "'captions'"
+            )
         return self
 
 
@@ -119,7 +124,7 @@ class Config(Model):
 
     def matrix_of(self, profile_name: str) -> tuple[Matrix, tuple[str, ...]]:
         """The matrix that a profile runs, and the key that it stands under."""
-        own = self.profiles[profile_name].matrix
+        own = self.profile(profile_name)[1].matrix
         if own is not None:
             return own, ("profiles", profile_name, "matrix")
         return self.matrix, ("matrix",)

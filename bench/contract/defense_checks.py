@@ -25,6 +25,7 @@ from bench.contract.world import (
     EmptyTrigger,
     World,
 )
+from bench.figures import figure_fault
 from bench.stages.bundle import build_bundle, stamp_images
 from bench.stages.detecting import Fitted, Scorer, checked_scores
 from bench.workspace import write_tensors
@@ -33,8 +34,6 @@ IMAGES = 48
 """Source images; each is scored clean and triggered."""
 CHUNK = 7
 SLOW_SECONDS = 20.0
-TAKEN_NAMES = ("input", "condition", "image")
-"""What the harness itself puts into ``figures.npz``."""
 
 
 class DefenseSuite:
@@ -278,22 +277,14 @@ class DefenseSuite:
     def _figures(self) -> str:
         if self._component.figures is Defense.figures:
             raise AbsentError("it has none")
-        count, side = 4, self._images.shape[-1]
+        count = 4
         figures = self._trial.figures(self._images[:count])
         if not isinstance(figures, dict) or not all(isinstance(name, str) for name in figures):
             raise ContractError("figures must return a dict of arrays by name")
         for name, array in figures.items():
-            if name in TAKEN_NAMES:
-                raise ContractError(
-                    f"a figure may not be called {name!r}: the harness stores that itself"
-                )
-            if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-                raise ContractError(f"figure {name!r} must be a uint8 array, not {_typed(array)}")
-            if array.ndim != 4 or len(array) != count or array.shape[3] != 3:
-                raise ContractError(
-                    f"figure {name!r} has shape {array.shape} for {count} images of {side} pixels "
-                    f"and must be ({count}, H, W, 3)"
-                )
+            fault = figure_fault(name, array, count)
+            if fault:
+                raise ContractError(fault)
         return ", ".join(figures) or "none for this victim"
 
     def _untouched(self) -> None:
@@ -347,7 +338,3 @@ def _differ(first: dict[str, Tensor], second: dict[str, Tensor] | None) -> bool:
 
 def _floating(result: object) -> bool:
     return isinstance(result, np.ndarray) and np.issubdtype(result.dtype, np.floating)
-
-
-def _typed(value: object) -> str:
-    return f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__

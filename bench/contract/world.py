@@ -188,9 +188,9 @@ class World:
         lent = {f"the {name} images": value for name, value in images.items()}
         return Lent(watched, shown, used, Belongings(encoder, lent))
 
-    def test_images(self, count: int, start: int = 0) -> ImageSet:
+    def test_images(self, count: int) -> ImageSet:
         """Labelled test images."""
-        return self._images("test").select(torch.arange(start, start + count))
+        return self._images("test").select(torch.arange(count))
 
     def calibration_images(self, count: int) -> ImageSet:
         """Clean images that no component is lent."""

@@ -37,7 +37,7 @@ def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], ba
     if config.source == "captions":
         return _open_captions(name, config, (base / str(config.path)).resolve())
     if config.source in ("parquet", "folder"):
-        folder = (base / str(config.path)).resolve() if config.path else base
+        folder = (base / str(config.path)).resolve()
         single = config.source == "parquet" and folder.is_file()
         if not (folder.is_dir() or single):
             raise InputError(f"dataset {name!r}: no folder {config.path}")
@@ -59,7 +59,7 @@ def open_source(name: str, config: DatasetConfig, data_roots: Sequence[Path], ba
     remedy = (
         f"run `bench download {stored}` or put it there"
         if stored in Torchvision.NAMES
-        else "put parquet files or image folders there, or name a path in the config"
+        else "put parquet files or image folders there, or name a source and a path in the config"
     )
     raise InputError(f"dataset {name!r} is not at {places}; {remedy}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bench.errors import nearest
 
 __all__ = [
     "ARCHITECTURES",
@@ -218,11 +219,7 @@ def find(architecture: str) -> Architecture:
     """
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture]
-    nearest = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"unknown architecture {architecture!r}; did you mean {nearest!r}? "
-        f"Known: {', '.join(ARCHITECTURES)}"
-    )
+    raise ValueError(f"unknown architecture {architecture!r}{nearest(architecture, ARCHITECTURES)}")
 
 
 class _ThinShortcut(nn.Conv2d):

@@ -239,27 +239,6 @@ class Bootstrap:
 
         return self._over_blocks(statistics)
 
-    def auroc(self, negatives: Sample, positives: Sample) -> Interval:
-        """95 % interval of one AUROC: of the victim, the placebo, or with a decoy on a side."""
-        return percentile_interval(self.auroc_draws(negatives, positives))
-
-    def auroc_delta(
-        self,
-        negatives: Sample,
-        positives: Sample,
-        placebo_negatives: Sample,
-        placebo_positives: Sample,
-    ) -> Interval:
-        """95 % interval of AUROC minus placebo AUROC, paired: both from the same draws."""
-        return percentile_interval(
-            self.auroc_draws(negatives, positives)
-            - self.auroc_draws(placebo_negatives, placebo_positives)
-        )
-
-    def aupr(self, negatives: Sample, positives: Sample) -> Interval:
-        """95 % interval of the average precision."""
-        return percentile_interval(self.aupr_draws(negatives, positives))
-
     def mean(self, images: ArrayLike, values: ArrayLike) -> Interval:
         """95 % interval of an accuracy or a rate, see :meth:`mean_draws`."""
         return percentile_interval(self.mean_draws(images, values))

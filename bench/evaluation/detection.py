@@ -148,7 +148,6 @@ def detection_metrics(
     clean: ArrayLike,
     triggered: ArrayLike,
     triggered_target: ArrayLike | None = None,
-    clean_target: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Every threshold-free detection number of one cell.
 
@@ -161,19 +160,14 @@ def detection_metrics(
     triggered_target
         Scores of the triggered images of the target class; they count in ``auroc_all`` alone.
         None (or empty) when there are none, and then ``auroc_all`` equals ``auroc``.
-    clean_target
-        Scores of the clean images of the target class, which are in ``clean`` as well.
 
     Returns
     -------
     dict
         ``auroc``, ``auroc_all``, ``aupr``, ``tpr_at_1fpr``, ``tpr_at_5fpr``, ``tpr_at_01fpr``
-        (nan below :data:`SMALLEST_N_FOR_01FPR` clean images), ``fpr_at_95tpr`` and
-        ``fpr_target_class_at_5fpr`` (the clean target-class images flagged by the threshold behind
-        ``tpr_at_5fpr``, nan without ``clean_target``).
+        (nan below :data:`SMALLEST_N_FOR_01FPR` clean images) and ``fpr_at_95tpr``.
     """
     enough = len(np.asarray(clean)) >= SMALLEST_N_FOR_01FPR
-    five_percent = threshold_at_fpr(clean, 0.05)
     return {
         "auroc": auroc(clean, triggered),
         "auroc_all": auroc(clean, _joined(triggered, triggered_target)),
@@ -182,7 +176,6 @@ def detection_metrics(
         "tpr_at_5fpr": tpr_at_fpr(clean, triggered, 0.05),
         "tpr_at_01fpr": tpr_at_fpr(clean, triggered, 0.001) if enough else math.nan,
         "fpr_at_95tpr": fpr_at_tpr(clean, triggered, 0.95),
-        "fpr_target_class_at_5fpr": _flagged(five_percent, clean_target, "clean target-class"),
     }
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bench.data.captions import Template, prompt_templates
 from bench.encoders.clip import TextTower
+from bench.evaluation.nearest import check_training_set
 
 __all__ = ["class_embeddings", "train_linear_probe", "zero_shot_predict"]
 
@@ -109,15 +110,7 @@ def train_linear_probe(
     ValueError
         When features and labels do not match or a label is out of range.
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(
-            f"features must be (N, D) with labels (N,), got {tuple(features.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(
-            f"labels must be in [0, {classes}), got {int(labels.min())} to {int(labels.max())}"
-        )
+    check_training_set(features, labels, classes)
     features, labels = features.detach().float(), labels.to(features.device)
     mean, deviation = features.mean(0), features.std(0, correction=0)
     # A feature that never varies has no say.

@@ -8,10 +8,8 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.cells import CellStore
 from bench.errors import InputError
@@ -153,7 +151,6 @@ def store_failure(
     reason: str,
     *,
     smoke: bool,
-    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Store the row of a cell that has no numbers."""
     cells.write_unfinished(
@@ -161,7 +158,7 @@ def store_failure(
         cell.identity,
         "failed",
         reason,
-        {**cell.flags, "smoke": smoke, "config": cell.stage.spec["config"], **(extra or {})},
+        {**cell.flags, "smoke": smoke, "config": cell.stage.spec["config"]},
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.figures import BESIDE_FIGURES
 from bench.limits import check_arrays
 
 __all__ = ["ReportError", "check_figures", "check_pictures", "damaged", "read_arrays"]
@@ -72,7 +73,7 @@ def check_pictures(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 
 def check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:
-    for name in ("input", "condition", "image"):
+    for name in BESIDE_FIGURES:
         if name not in arrays:
             raise ReportError(f"{path}: damaged, it has no {name!r}")
     count = arrays["input"].shape[0] if arrays["input"].ndim else 0
@@ -85,6 +86,23 @@ def check_figures(arrays: dict[str, np.ndarray], path: Path) -> None:
                 f"{path}: damaged, {name!r} is {array.dtype} {array.shape}, "
                 "should be uint8 (M, H, W, 3)"
             )
+
+
+def paired(figures: dict[str, np.ndarray], most: int) -> list[tuple[str, list[int]]]:
+    """(condition, rows) per condition, the same source images in the same order in each.
+
+    ``most`` images at most; nothing when no image is there in every condition.
+    """
+    conditions, numbers = figures["condition"], figures["image"]
+    shown = [name for name in ("clean", "triggered", "decoy") if (conditions == name).any()]
+    shared = set(numbers.tolist()).intersection(*(numbers[conditions == name] for name in shown))
+    images = [image for image in dict.fromkeys(numbers.tolist()) if image in shared][:most]
+    if not images:
+        return []
+    return [
+        (name, [int(np.flatnonzero((conditions == name) & (numbers == i))[0]) for i in images])
+        for name in shown
+    ]
 
 
 def damaged(path: Path, error: Exception) -> ReportError:

@@ -18,6 +18,9 @@ class Column:
     meaning: str
 
 
+CELL_SCHEMA = 1
+"""Version of the ``cell.json`` layout that is written and read."""
+
 STATUSES = ("ok", "attack-weak", "attack-invalid", "uncontrolled", "skipped", "failed")
 """What a row can be, in the order in which tables show them within one attack."""
 
@@ -39,7 +42,7 @@ _ROW = (
     Column("defense_backend", "text", "", "native or upstream"),
     Column("auxiliary", "text", "", "images the defender owns"),
     Column("status", "text", "", "ok, or why not: attack-weak, skipped, ..."),
-    Column("reason", "text", "", "why the status is not ok"),
+    Column("reason", "text", "", "why the status is not ok, and what else a reader should know"),
     Column("auroc", "number", _RATE, "triggered non-target images against clean, on the victim"),
     Column("auroc_low", "number", _RATE, "lower end of its interval over test images"),
     Column("auroc_high", "number", _RATE, "upper end of its interval over test images"),
@@ -68,7 +71,7 @@ _ROW = (
     Column("attack_success_rate_twin", "number", _RATE, "the same on the clean twin"),
     Column("attack_success_rate_all", "number", _RATE, "the same, target class included"),
     Column("ca_filtered", "number", _RATE, "clean images that pass and are right, of all clean"),
-    Column("asr_filtered", "number", _RATE, "triggered images that pass and hit, of all triggered"),
+    Column("asr_filtered", "number", _RATE, "triggered non-target images that pass and hit"),
     Column("encoder_score", "number", "", "score of the victim encoder, higher is more suspicious"),
     Column("encoder_score_twin", "number", "", "score of the clean twin"),
     Column("encoder_verdict", "text", "", "what the encoder score says, where a rule exists"),

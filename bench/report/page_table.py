@@ -247,9 +247,7 @@ def _seeds_of(frame: pd.DataFrame) -> dict[tuple[Any, ...], list[str]]:
         found.setdefault((*identity(row), row["status"]), []).append(row["seed"])
     for seeds in found.values():
         seeds.sort(key=lambda seed: -1 if pd.isna(seed) else seed)
-    return {
-        key: [number_text(seed) for seed in sorted(seeds, key=str)] for key, seeds in found.items()
-    }
+    return {key: [number_text(seed) for seed in seeds] for key, seeds in found.items()}
 
 
 def _group(name: str) -> str:

@@ -9,6 +9,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from bench.figures import BESIDE_FIGURES
+from bench.report.arrays import paired
 from bench.report.schema import StoredCell
 
 __all__ = ["Strip", "attack_strips", "fitting", "reconstruction_rows", "reconstruction_strips"]
@@ -25,18 +27,10 @@ Strip = tuple[str, int, str]
 
 def reconstruction_rows(figures: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     """(label, uint8 (n, H, W, 3)) per row, the same source images in the same order in each."""
-    conditions = figures["condition"]
-    shown = [name for name in ("clean", "triggered", "decoy") if (conditions == name).any()]
-    shared = set.intersection(*(set(figures["image"][conditions == name]) for name in shown))
-    images = [image for image in dict.fromkeys(figures["image"].tolist()) if image in shared]
-    names = [name for name in figures if name not in ("input", "condition", "image")]
+    names = [name for name in figures if name not in BESIDE_FIGURES]
     names.sort(key=lambda name: name.startswith("twin_"))  # stable: stored order otherwise
     rows = []
-    for condition in shown:
-        places = [
-            int(np.flatnonzero((conditions == condition) & (figures["image"] == image))[0])
-            for image in images[:COLUMNS_SHOWN]
-        ]
+    for condition, places in paired(figures, COLUMNS_SHOWN):
         rows.append((f"{condition}\ninput", figures["input"][places]))
         for name in names:
             who = "twin" if name.startswith("twin_") else "victim"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bench.report.schema import (
     load_results,
     read_manifest_document,
 )
-from bench.store import MANIFEST
+from bench.store import MANIFEST, write_atomically
 
 __all__ = ["REPORT_VERSION", "declare_tables", "is_current", "render"]
 
@@ -57,12 +56,12 @@ def render(results_dir: Path) -> list[Path]:
     earlier = _recorded(results_dir)
     written: dict[str, str] = {}
     for name, content in _contents(results_dir):
-        _write(results_dir / name, content)
+        write_atomically(results_dir / name, content)
         written[name] = hashlib.sha256(content).hexdigest()
     for name in sorted(set(earlier.get("outputs", {})) - set(written)):
         (results_dir / name).unlink(missing_ok=True)
     record = {"version": REPORT_VERSION, "digest": digest, "outputs": dict(sorted(written.items()))}
-    _write(results_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(results_dir / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return [results_dir / name for name in (*written, RECORD)]
 
 
@@ -80,7 +79,7 @@ def declare_tables(results_dir: Path, tables: Tables) -> None:
     if document.get("tables") != wanted:
         document["tables"] = wanted
         content = json.dumps(document, indent=1, sort_keys=True) + "\n"
-        _write(Path(results_dir) / "manifest.json", content.encode())
+        write_atomically(Path(results_dir) / "manifest.json", content.encode())
 
 
 def is_current(results_dir: Path) -> bool:
@@ -155,13 +154,3 @@ def _recorded(results_dir: Path) -> dict:
 def _inside(name: object) -> bool:
     """Whether ``name`` is a relative path that stays in the results folder."""
     return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

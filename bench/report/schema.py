@@ -13,6 +13,7 @@ from bench.errors import InputError
 from bench.limits import MOST_SEED, check_inside
 from bench.report.arrays import ReportError
 from bench.report.columns import (
+    CELL_SCHEMA,
     COLUMNS,
     LEADERBOARD_COLUMNS,
     ROW_COLUMNS,
@@ -25,7 +26,6 @@ from bench.report.stored_cell import StoredCell
 from bench.store import MANIFEST, damage
 
 __all__ = [
-    "CELL_SCHEMA",
     "COLUMNS",
     "LEADERBOARD_COLUMNS",
     "ROW_COLUMNS",
@@ -40,9 +40,6 @@ __all__ = [
     "load_results",
     "read_manifest_document",
 ]
-
-CELL_SCHEMA = 1
-"""Version of the ``cell.json`` layout that this module reads."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli_options import Device
 from bench.errors import InputError
 from bench.limits import MOST_SEED
 from bench.store import check_writable
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 FILES = ("scores.csv", "scan.json", "report.html")
 _ARCHIVES = (".tar", ".pth", ".pt", ".ckpt", ".safetensors")
 _KEY_LENGTH, _SHOWN_OF_A_KEY = 64, 12
-
-
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Precision(str, Enum):

@@ -18,6 +18,7 @@ from bench.encoders.defender import DefenderEncoder
 from bench.encoders.encoder import Encoder
 from bench.errors import InputError
 from bench.evaluation.detection import calibrated_threshold
+from bench.figures import figure_fault
 from bench.progress import Silent
 from bench.scan.chance import Count, count_above, rank_at
 from bench.scan.selection import Chosen
@@ -263,11 +264,9 @@ class Scan:
         shown = self._pool.float(places).to(self._encoder.device)
         figures = defense.figures(shown)
         for name, array in figures.items():
-            if array.dtype != np.uint8 or array.shape[0] != len(shown) or array.ndim != 4:
-                raise ValueError(
-                    f"{type(defense).__name__}.figures: {name!r} must be uint8 (N, H, W, 3) with "
-                    f"one picture per image, got {array.dtype} {array.shape}"
-                )
+            fault = figure_fault(name, array, len(shown))
+            if fault:
+                raise ValueError(f"{type(defense).__name__}.figures: {fault}")
         return figures
 
 

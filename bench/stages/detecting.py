@@ -15,6 +15,7 @@ from bench.api import DefenderView, Defense
 from bench.data.imageset import ImageSet
 from bench.data.splits import check_disjoint, permuted_rows
 from bench.encoders.defender import DefenderEncoder
+from bench.figures import figure_fault
 from bench.graph import Stage
 from bench.memory import PeakMemory, clock
 from bench.stages.bundle import (
@@ -383,10 +384,8 @@ def _figures(stage: Stage, workspace: Workspace, fitted: Fitted, folder: Path) -
         "image": np.tile(others.numpy(), len(conditions)),
     }
     for name, array in figures.items():
-        if array.dtype != np.uint8 or array.shape[0] != len(inputs):
-            raise ValueError(
-                f"{type(fitted.defense).__name__}.figures: {name!r} must be uint8 with one "
-                f"picture per image, got {array.dtype} {array.shape}"
-            )
+        fault = figure_fault(name, array, len(inputs))
+        if fault:
+            raise ValueError(f"{type(fitted.defense).__name__}.figures: {fault}")
         arrays[name] = array
     np.savez_compressed(folder / "figures.npz", **arrays)

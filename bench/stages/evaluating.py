@@ -14,13 +14,14 @@ from bench.evaluation.bootstrap import Sample
 from bench.evaluation.comparisons import CellScores
 from bench.evaluation.detection import SPLIT_OF_RULE
 from bench.evaluation.measurement import Measurement, downstream_row, measure
+from bench.figures import BESIDE_FIGURES
 from bench.graph import Stage
+from bench.report.columns import CELL_SCHEMA
 from bench.stages.picturing import PICTURES
 from bench.stages.probing import evaluation_images
 from bench.stages.rows import leaderboard_row, roles
 from bench.workspace import Workspace, write_json, write_scores
 
-SCHEMA = 1
 DRAWS = "draws.npz"
 STORED_DRAWS = ("auroc", "auroc_placebo", "auroc_vs_decoy")
 """Kept draw by draw: differences between defenses are paired in them."""
@@ -61,7 +62,7 @@ def _document(stage: Stage, workspace: Workspace, measured: Measurement) -> dict
     about = workspace.json(audit, "audit.json")
     triggers = workspace.json(audit, "triggers.json")
     return {
-        "schema": SCHEMA,
+        "schema": CELL_SCHEMA,
         "key": stage.key,
         "row": finite(leaderboard_row(stage, workspace, measured, triggers)),
         "control": spec["control"],
@@ -199,8 +200,8 @@ def _merge_figures(stage: Stage, workspace: Workspace, folder: Path) -> None:
     if twin is None or not twin.is_file():
         shutil.copyfile(victim, folder / "figures.npz")
         return
-    shared = ("input", "condition", "image")
     with np.load(victim, allow_pickle=False) as first, np.load(twin, allow_pickle=False) as second:
         arrays = {name: first[name] for name in first.files}
-        arrays |= {f"twin_{name}": second[name] for name in second.files if name not in shared}
+        theirs = [name for name in second.files if name not in BESIDE_FIGURES]
+        arrays |= {f"twin_{name}": second[name] for name in theirs}
     np.savez_compressed(folder / "figures.npz", **arrays)

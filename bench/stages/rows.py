@@ -73,7 +73,7 @@ def _status(
 def _detection(measured: Measurement) -> dict[str, Any]:
     metrics, chosen, median = measured.metrics, measured.chosen, measured.median
     return {
-        **{name: value for name, value in metrics.items() if name != "fpr_target_class_at_5fpr"},
+        **metrics,
         "threshold_source": chosen["rule"],
         "tpr_calibrated": chosen["tpr"],
         "fpr_calibrated": chosen["fpr"],

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scipy.stats import t as student_t
-
 from bench import registry
+from bench.evaluation.statistics import FEWEST_SEEDS, seed_interval
 from bench.registry import UPSTREAM
 from bench.report.schema import StoredCell, load_cells
 from bench.upstream.parity import DIFFERS, FAILED, OUTCOME, SKIPPED, Result
@@ -23,7 +22,6 @@ ATTACK_OUTCOMES = {"attack_success_rate": 0.1, "clean_accuracy": 0.05}
 DEFENSE_OUTCOMES = {"auroc": 0.02, "auroc_placebo": 0.02}
 RELATIVE = {"encoder_score": 0.2}
 """Column -> the same as a share of the native value (PL1 within 20 %)."""
-FEWEST_SEEDS = 3
 UNDECIDED, NEITHER = "undecided", "neither takes"
 INVALID = "attack-invalid"
 
@@ -120,7 +118,8 @@ def _outcome(
 ) -> Outcome:
     ours, theirs = (statistics.fmean(values) for values in zip(*pairs, strict=True))
     allowed = tolerance * abs(ours) if figure in RELATIVE else tolerance
-    low, high = _interval([b - a for a, b in pairs])
+    between = seed_interval([b - a for a, b in pairs])
+    low, high = (math.nan if end is None else end for end in (between.low, between.high))
     verdict = "too few seeds"
     if len(pairs) >= FEWEST_SEEDS:
         verdict = UNDECIDED
@@ -131,15 +130,6 @@ def _outcome(
     return Outcome(
         group, component, context, figure, ours, theirs, low, high, len(pairs), allowed, verdict
     )
-
-
-def _interval(differences: Sequence[float]) -> tuple[float, float]:
-    count = len(differences)
-    if count < FEWEST_SEEDS:
-        return math.nan, math.nan
-    centre = statistics.fmean(differences)
-    half = statistics.stdev(differences) / math.sqrt(count) * student_t.ppf(0.975, count - 1)
-    return centre - half, centre + half
 
 
 def unmeasured(results: Path) -> list[Result]:

@@ -91,7 +91,7 @@ def suites() -> list[Suite]:
     return found
 
 
-def run_probes(repository: str, golden: Path = GOLDEN, device: str = "cpu") -> list[Result]:
+def run_probes(repository: str, golden: Path = GOLDEN) -> list[Result]:
     """Run the probes of a submodule in its process and compare.
 
     Raises
@@ -109,16 +109,16 @@ def run_probes(repository: str, golden: Path = GOLDEN, device: str = "cpu") -> l
         known = ", ".join(sorted({suite.repository for suite in suites()}))
         raise ValueError(f"no probe calls {repository!r}; probes call {known}")
     for suite in chosen:
-        found, reasons = observe(suite, device)
+        found, reasons = observe(suite)
         results += compare(suite, found, reasons, golden)
     return results
 
 
-def observe(suite: Suite, device: str = "cpu") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def observe(suite: Suite) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """What upstream's functions return, and for each probe that gave nothing, the verdict."""
     running = [probe for probe in suite.probes if not probe.fixed]
     try:
-        job = UpstreamJob(suite.repository, suite.driver, device=device, time_limit=TIME_LIMIT)
+        job = UpstreamJob(suite.repository, suite.driver, device="cpu", time_limit=TIME_LIMIT)
     except UpstreamAbsent as absent:
         return {}, {probe.id: f"{SKIPPED}: {absent}" for probe in running}
     reasons = {}
@@ -206,7 +206,6 @@ def _agrees(figure: Figure, theirs: np.ndarray, tolerance: Tolerance, golden: Pa
 def regenerate(
     target: Path,
     golden: Path = GOLDEN,
-    device: str = "cpu",
     names: Collection[str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Write the golden files to ``target`` with the figures that upstream gives now.
@@ -230,7 +229,7 @@ def regenerate(
     for suite in suites():
         if names is not None and suite.repository not in names:
             continue
-        found, reasons = observe(suite, device)
+        found, reasons = observe(suite)
         silent |= {f"{suite.repository} {probe}": why for probe, why in reasons.items()}
         for figure, value, tolerance in _figures(suite, found):
             if not tolerance.holds(value, figure.stored(golden)):

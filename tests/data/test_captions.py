@@ -286,5 +286,7 @@ def test_a_place_without_captions_is_named(tmp_path):
     for name in ("empty", "nowhere", "x.txt"):
         with pytest.raises(InputError, match=f"dataset 'pairs': {name} is no CSV or parquet file"):
             opened(tmp_path / name)
+    with pytest.raises(ValidationError, match="source 'auto' looks at no path; with one it is 'p"):
+        DatasetConfig(path="images")
     with pytest.raises(ValidationError, match="source 'captions' needs a path"):
         DatasetConfig(source="captions")

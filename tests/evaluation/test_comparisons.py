@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from bench.evaluation.bootstrap import Bootstrap, Sample
+from bench.evaluation.bootstrap import Bootstrap, Sample, percentile_interval
 from bench.evaluation.comparisons import (
     CellScores,
     comparisons,
@@ -112,12 +112,9 @@ def test_intervals_hold_their_point_values():
         low, high = intervals[name]
         assert low <= value <= high, name
     bootstrap = Bootstrap(LABELS, draws=400)
-    assert intervals["auroc_delta"] == bootstrap.auroc_delta(
-        scores.clean,
-        scores.triggered.where(other),
-        scores.placebo_clean,
-        scores.placebo_triggered.where(other),
-    )
+    of_victim = bootstrap.auroc_draws(scores.clean, scores.triggered.where(other))
+    of_twin = bootstrap.auroc_draws(scores.placebo_clean, scores.placebo_triggered.where(other))
+    assert intervals["auroc_delta"] == percentile_interval(of_victim - of_twin)
 
 
 def test_without_a_decoy_its_columns_are_empty():

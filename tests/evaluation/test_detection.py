@@ -96,10 +96,8 @@ def test_perfect_and_reversed_scores_are_the_extremes():
 @pytest.mark.parametrize("transform", [lambda s: 3 * s + 7, np.exp, np.arctan])
 def test_metrics_do_not_change_under_increasing_transforms(transform):
     clean, triggered = tied_scores(3, clean=1200)
-    before = detection_metrics(clean, triggered, triggered[:20], clean[:90])
-    after = detection_metrics(
-        transform(clean), transform(triggered), transform(triggered[:20]), transform(clean[:90])
-    )
+    before = detection_metrics(clean, triggered, triggered[:20])
+    after = detection_metrics(transform(clean), transform(triggered), transform(triggered[:20]))
     assert after == before
     assert not any(math.isnan(value) for value in before.values())
 
@@ -145,13 +143,6 @@ def test_target_class_images_count_in_auroc_all_alone():
     assert alone["auroc_all"] == alone["auroc"] == joined["auroc"]
     assert joined["auroc_all"] == pytest.approx(alone["auroc"] * 200 / 250, abs=1e-12)
     assert all(joined[name] == alone[name] for name in ("aupr", "tpr_at_5fpr", "fpr_at_95tpr"))
-
-
-def test_target_class_false_alarms_are_read_at_the_five_percent_threshold():
-    clean = np.arange(100.0)
-    metrics = detection_metrics(clean, [50.0], clean_target=clean[90:])
-    assert metrics["fpr_target_class_at_5fpr"] == 0.5
-    assert math.isnan(detection_metrics(clean, [50.0])["fpr_target_class_at_5fpr"])
 
 
 def test_calibrated_threshold_is_the_conformal_order_statistic():

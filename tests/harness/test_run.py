@@ -201,6 +201,8 @@ WAYWARD = {
     "wrong_length": ("wayward_defenses:WrongLength", "returned shape"),
     "wrong_type": ("wayward_defenses:WrongType", "must return a tensor or an array, not list"),
     "changes_images": ("wayward_defenses:ChangesImages", "changed the images"),
+    "draws_grey": ("wayward_defenses:DrawsGrey", "'drawn' has shape (4, 8, 8) for 4 images and"),
+    "draws_input": ("wayward_defenses:DrawsInput", "a figure may not be called 'input'"),
     "raises_in_fit": ("wayward_defenses:RaisesInFit", "RuntimeError: no luck today"),
 }
 
@@ -363,6 +365,24 @@ def test_python_interface_returns_the_leaderboard(tiny_run):
     table = bench.run(tiny_run.file.path)
     assert len(table) == 10
     assert set(table["attack"]) == {"none", "badencoder"}
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_python_interface_takes_what_the_command_line_does(tiny_run, tmp_path):
+    table = bench.run(
+        str(tiny_run.file.path),
+        profile="tiny",
+        attacks=["none"],
+        defenses=["mahalanobis", "knn-distance"],
+        seeds=[0],
+        device="cpu",
+        results=str(tmp_path / "results"),
+        cache=str(tmp_path / "cache"),
+    )
+    assert sorted(table["defense"]) == ["knn-distance", "mahalanobis"]
+    assert set(table["attack"]) == {"none"}
+    assert (tmp_path / "results" / "tiny" / "leaderboard.csv").is_file()
+    assert list((tmp_path / "cache").glob("pretrain/*/*/encoder.safetensors"))
 
 
 def test_attack_that_diverges_fails_with_its_reason_and_leaves_no_victim(tiny, session_of):

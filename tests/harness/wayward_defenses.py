@@ -54,6 +54,20 @@ class ChangesImages(_Embedding):
         return super().score(images)
 
 
+class DrawsGrey(_Embedding):
+    """Pictures without colours."""
+
+    def figures(self, images: Tensor) -> dict[str, np.ndarray]:
+        return {"drawn": np.zeros((len(images), 8, 8), dtype=np.uint8)}
+
+
+class DrawsInput(_Embedding):
+    """A picture under a name of the harness's own."""
+
+    def figures(self, images: Tensor) -> dict[str, np.ndarray]:
+        return {"input": np.zeros((len(images), 8, 8, 3), dtype=np.uint8)}
+
+
 class RaisesInFit(_Embedding):
     """Fails while fitting."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from stored_cells import write_cell, write_manifest
@@ -387,8 +389,10 @@ def test_a_twin_that_a_working_attack_shares_counts_beside_it(tmp_path):
 def test_encoders_of_few_pretrainings_are_said_to_be_near_relatives(tmp_path):
     row = {"encoder_score": 0.5, "encoder_verdict": "backdoored"}
     keys = [write_cell(tmp_path, "x", "d", seed, row=row) for seed in (0, 1, 2)]
-    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1, 2), pretraining_seed={1: 0})
-    notes = " ".join(encoders_text("encoders", ENCODERS, load_results(tmp_path)).notes)
+    write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1, 2))
+    results = load_results(tmp_path)
+    shared = replace(results, manifest=replace(results.manifest, pretraining_seed={1: 0}))
+    notes = " ".join(encoders_text("encoders", ENCODERS, shared).notes)
     assert "go back to 2 pretrainings: near relatives" in notes
 
 

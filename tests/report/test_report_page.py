@@ -193,6 +193,12 @@ def test_seeds_are_averaged_and_each_can_be_seen(make_results):
     assert sorted(map(len, payload["siblings"])) == [3] * 9
 
 
+def test_seeds_of_a_row_stand_in_numerical_order(make_results):
+    results = load_results(make_results(count=60, seeds=(10, 2)))
+    payload = payload_of(leaderboard_page(results))
+    assert {row["seed"] for row in values(payload)} == {"2, 10"}
+
+
 def test_one_seed_has_no_switch(make_results):
     assert payload_of(page_of(make_results()))["table"]["seeds"] is None
 

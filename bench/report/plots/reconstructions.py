@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.figures import BESIDE_FIGURES
+from bench.report.arrays import paired
 from bench.report.plots.pictures import SCALE, show_strip
 from bench.report.plots.selection import AttackColumn
 from bench.report.schema import StoredCell
@@ -26,8 +28,6 @@ INVERTED = "inverted_"
 """Figures whose name starts so say something of the encoder, the same for every image."""
 
 IMAGES_SHOWN = 5
-_NOT_FIGURES = ("input", "condition", "image")
-_CONDITIONS = ("clean", "triggered", "decoy")
 
 Blocks = list[tuple[str, list[tuple[str, np.ndarray]]]]
 """(condition, [(label of the row, uint8 (n, H, W, 3))]), the same rows in every block."""
@@ -45,18 +45,15 @@ def cells_with_pictures(
         figures = cell.figures()
         names = picture_names(figures or {})
         if figures is not None and names and reconstruction_blocks(figures):
-            same = found.setdefault(digest(figures, (*_NOT_FIGURES, *names)), ([], figures))
+            same = found.setdefault(digest(figures, (*BESIDE_FIGURES, *names)), ([], figures))
             same[0].append(cell)
     yield from found.values()
 
 
 def picture_names(figures: dict[str, np.ndarray], *, inverted: bool = False) -> list[str]:
     """Names of figures, the victim's before the twin's: of single images, or ``inverted`` ones."""
-    names = [
-        name
-        for name in figures
-        if name not in _NOT_FIGURES and name.removeprefix("twin_").startswith(INVERTED) == inverted
-    ]
+    drawn = [name for name in figures if name not in BESIDE_FIGURES]
+    names = [n for n in drawn if n.removeprefix("twin_").startswith(INVERTED) == inverted]
     return sorted(names, key=lambda name: name.startswith("twin_"))  # stable: stored order
 
 
@@ -99,19 +96,8 @@ def reconstruction_blocks(figures: dict[str, np.ndarray]) -> Blocks:
 
     Nothing when no image is there in every condition.
     """
-    conditions = figures["condition"]
-    shown = [name for name in _CONDITIONS if (conditions == name).any()]
-    shared = set(figures["image"].tolist())
-    shared = shared.intersection(*(figures["image"][conditions == name] for name in shown))
-    images = [image for image in dict.fromkeys(figures["image"].tolist()) if image in shared]
-    if not shown or not images:
-        return []
     blocks: Blocks = []
-    for condition in shown:
-        places = [
-            int(np.flatnonzero((conditions == condition) & (figures["image"] == image))[0])
-            for image in images[:IMAGES_SHOWN]
-        ]
+    for condition, places in paired(figures, IMAGES_SHOWN):
         rows = [("input", figures["input"][places])]
         for name in picture_names(figures):
             who = "clean twin" if name.startswith("twin_") else "victim"
