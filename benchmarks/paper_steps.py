@@ -1,7 +1,8 @@
 """Seconds and memory per step of every stage of `paper`, on few images: does it run, does it fit?
 
-    python benchmarks/paper_steps.py --cache /tmp/paper-steps [--device cuda] [--precision float32]
-        [--attacks badclip] [--steps 4] [--record benchmarks/paper_steps.csv]
+    python benchmarks/paper_steps.py --family ssl --cache /tmp/paper-steps [--device cuda]
+        [--precision float32] [--attacks badencoder] [--steps 4]
+        [--record benchmarks/paper_steps.csv]
 
 Models, batch sizes and losses are the profile's; data sets, splits and the number of steps are cut.
 A data set that is absent is replaced by ImageNet crops (an out-of-distribution set), and absent
@@ -26,6 +27,7 @@ import torch
 from recording import append
 from safetensors.torch import save_file
 
+from bench import registry
 from bench.cells import CellStore, RunningMark
 from bench.config import Config, Profile
 from bench.configfile import ConfigFile
@@ -40,18 +42,15 @@ from bench.provenance import code_version, hardware
 from bench.session import Selection, Session, data_roots
 
 PROFILE = "paper"
-IMAGES = 2400
+# Few images, and enough of them for a full batch of everything: at 224 pixels batches are smaller.
+IMAGES = {"ssl": 2400, "clip": 800}
 """Images that are kept of a training and of a test set."""
+_SMALL = {"calibration": 20, "validation": 20, "references": 80, "shadow": 256}
 SPLITS = {
-    "calibration": 40,
-    "validation": 40,
-    "references": 80,
-    "shadow": 256,
-    "auxiliary": 320,
-    "base": 512,
-    "suspicious": 512,
+    "ssl": {**_SMALL, "shadow": 640, "auxiliary": 320, "base": 512, "suspicious": 512},
+    "clip": {**_SMALL, "auxiliary": 80, "base": 64, "suspicious": 64},
 }
-"""Enough for a full batch of every defense: a tenth of ``auxiliary`` is held out."""
+"""A tenth of ``auxiliary`` is held out."""
 TEST_IMAGES, PROBE_IMAGES = 60, 300
 STAND_IN = "imagenet_crops"
 
@@ -80,12 +79,14 @@ def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def cut(file: ConfigFile, precision: str | None, threads: int, weights: Path) -> Config:
+def cut(
+    file: ConfigFile, family: str, precision: str | None, threads: int, weights: Path
+) -> Config:
     """The configuration with few images, and with something in place of what is absent."""
     config = file.config
     profile = config.profiles[PROFILE]
     datasets = {
-        name: dataset.model_copy(update={"max_images": IMAGES})
+        name: dataset.model_copy(update={"max_images": IMAGES[family]})
         for name, dataset in config.datasets.items()
     }
     for name in [n for n in file.datasets_of(PROFILE) if not _present(file, n)]:
@@ -101,7 +102,7 @@ def cut(file: ConfigFile, precision: str | None, threads: int, weights: Path) ->
         clip = clip.model_copy(update={"encoder": encoder})
     changes = {
         "clip": clip,
-        "splits": profile.splits.model_copy(update=SPLITS),
+        "splits": profile.splits.model_copy(update=SPLITS[family]),
         "probe": profile.probe.model_copy(update={"max_train_images": PROBE_IMAGES}),
         # The published warm-up is longer than what is left of the training.
         "overrides": {**profile.overrides, "badclip": {"recipe": {"warmup_steps": 1}}},
@@ -113,6 +114,13 @@ def cut(file: ConfigFile, precision: str | None, threads: int, weights: Path) ->
     return config.model_copy(
         update={"datasets": datasets, "profiles": {**config.profiles, PROFILE: cut_profile}}
     )
+
+
+def of_family(file: ConfigFile, family: str) -> list[str]:
+    """The attacks of the profile on encoders of that family, the control among ``ssl``."""
+    matrix, _ = file.config.matrix_of(PROFILE)
+    names = [entry.attack for entry in matrix.attacks]
+    return [name for name in names if registry.load("attacks", name).family == family]
 
 
 def _present(file: ConfigFile, name: str) -> bool:
@@ -204,7 +212,8 @@ def _architecture(stage: Stage) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attacks")
+    parser.add_argument("--family", choices=IMAGES, required=True)
+    parser.add_argument("--attacks", help="of the family; all of them otherwise")
     parser.add_argument("--defenses")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", default="cpu")
@@ -217,10 +226,12 @@ def main() -> None:
         parser.error("--steps wants at least 2: what is timed lies between two of them")
     file = ConfigFile(Path("bench.yaml"))
     weights = arguments.cache / "random-clip-rn50.safetensors"
-    file.config = cut(file, arguments.precision, arguments.threads, weights)
+    asked = arguments.attacks.split(",") if arguments.attacks else None
+    attacks = tuple(asked or of_family(file, arguments.family))
+    file.config = cut(file, arguments.family, arguments.precision, arguments.threads, weights)
     selection = Selection(
         profile=PROFILE,
-        attacks=tuple(arguments.attacks.split(",")) if arguments.attacks else None,
+        attacks=attacks,
         defenses=tuple(arguments.defenses.split(",")) if arguments.defenses else None,
         seeds=(0,),
         device=arguments.device,
