@@ -24,6 +24,7 @@ from bench.data.imageset import ImageSet
 from bench.data.transport import Transport, cached_parts, carry_
 from bench.encoders.clip import TextTower
 from bench.encoders.contrastive import ClipRecipe, contrastive_loss
+from bench.encoders.randomness import seeded_with
 from bench.encoders.ssl import SSLRecipe
 from bench.encoders.weights import read_state_dict
 
@@ -53,6 +54,7 @@ __all__ = [
     "jitter_views",
     "later_field",
     "read_state_dict",
+    "seeded_with",
     "stamped_files",
 ]
 

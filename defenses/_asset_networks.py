@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import nn
+
+from bench.api import seeded_with
 
 NetworkKind = Literal["resnet18", "small"]
 SMALL_WIDTH, GROUPS = 32, 8
@@ -19,9 +20,7 @@ def detector_network(kind: NetworkKind, logits: int, seed: int) -> nn.Module:
     of the work; its normalisation is over groups of channels of one image, because M sees clean
     and suspicious images in separate batches, whose statistics would tell one from the other.
     """
-    # Layers draw from the global generator, on the CPU; the caller's stream is put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_with(seed):
         return _resnet18(logits) if kind == "resnet18" else _small(logits)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.api import seeded_with
+
 Sides = Literal["upper", "both"]
 Start = Literal["even", "random"]
 Formula = Literal["gaussian", "asset"]
@@ -122,9 +124,7 @@ def separate(
     Tensor
         float32 (B,) in [0, 1], on the device of ``pool``.
     """
-    # Layers draw from the global generator of the CPU, so that every device starts alike.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_with(seed):
         net = separation_net(pool.shape[1], hidden)
     if start == "even":
         last = net[-2]

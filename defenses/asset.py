@@ -204,7 +204,10 @@ class Asset(Defense):
         self._found = torch.tensor(counts, dtype=torch.int64)
         whole = len(counts) == self._steps(view.suspicious)
         if whole and not self._learnt and self.when_none_found == "fail":
-            raise RuntimeError("no suspicious samples found")
+            raise RuntimeError(
+                "no suspicious samples found: no batch of the pool had two; a larger batch_size, a "
+                "lower outlyingness or when_none_found: flat would give a score"
+            )
         scores = torch.zeros(len(view.suspicious))
         if self._learnt:
             scores = self._scores(view.suspicious.float, len(scores), pool_labels)

@@ -12,7 +12,7 @@ import torch
 from pydantic import PrivateAttr, model_validator
 from torch import Tensor
 
-from bench.api import DefenderView, Defense, Encoder, Field, Requirement
+from bench.api import DefenderView, Defense, Encoder, Field, Requirement, seeded_with
 from defenses._dede_model import (
     DecoderModel,
     keep_count,
@@ -191,10 +191,7 @@ class Dede(Defense):
         self._adopt(model_from_state(tensors, heads), state["order"], view)
 
     def _new_model(self, encoder: Encoder, seed: int) -> DecoderModel:
-        # Layers initialise themselves from the global generator, on the CPU, so that every device
-        # starts from the same weights; the caller's stream is put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded_with(seed):
             return DecoderModel(
                 image_size=encoder.image_size,
                 patch_size=self.patch_size,

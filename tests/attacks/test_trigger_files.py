@@ -211,7 +211,7 @@ def test_trigger_of_a_configuration_file_reads_pixels_relative_to_it(picture):
         ({"kind": "blended", "file": "patch.png", "alpha": 2}, "blended trigger: alpha: "),
         ({"kind": "image-patch", "file": "patch.png", "row": -1}, "row: should be a whole number"),
         ({"kind": "image-patch", "file": "patch.png", "row": 29}, "does not fit a 32-pixel"),
-        ({"kind": "image-patch", "row": 2, "column": 2}, "image-patch trigger: png: "),
+        ({"kind": "image-patch", "row": 2, "column": 2}, "image-patch trigger: name a file"),
         ({"kind": "patch", "size": 40}, "patch trigger: a 40-pixel patch"),
         ({"kind": "spectral", "window": 24}, "do not tile a 32-pixel image"),
     ],
