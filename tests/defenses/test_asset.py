@@ -214,7 +214,7 @@ def test_fit_follows_the_generator(fitted):
 def test_nothing_suspicious_fails_by_name():
     with pytest.raises(
         RuntimeError,
-        match="^no suspicious samples found: no batch of the pool had two",
+        match=r"^no suspicious samples found: no batch of the pool had two",
     ):
         Asset(**SMALL, outlyingness=1000).fit(view_of())
 
