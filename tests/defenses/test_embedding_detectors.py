@@ -134,6 +134,25 @@ def test_mahalanobis_approaches_the_textbook_distance_with_many_images():
     np.testing.assert_allclose(detector.score(images.float() / 255), naive, rtol=0.05)
 
 
+def test_mahalanobis_shrinks_a_covariance_of_few_images_as_ledoit_and_wolf_do():
+    auxiliary, images = around(CLEAN, 40, 0), around(CLEAN, 9, 1)
+    detector = Mahalanobis()
+    detector.fit(view_of(auxiliary))
+    points = auxiliary.float().div(255).flatten(1).double().numpy()
+    count, dimensions = points.shape
+    centred = points - points.mean(axis=0)
+    covariance = centred.T @ centred / count
+    sphere = np.trace(covariance) / dimensions * np.eye(dimensions)
+    outer = np.einsum("nd,ne->nde", centred, centred)
+    noise = ((outer - covariance) ** 2).sum() / count**2
+    share = min(1, noise / ((covariance - sphere) ** 2).sum())  # Ledoit and Wolf 2004, section 3
+    assert 0.01 < share < 0.99
+    precision = np.linalg.inv((1 - share) * covariance + share * sphere)
+    offsets = images.float().div(255).flatten(1).double().numpy() - points.mean(axis=0)
+    expected = np.einsum("nd,de,ne->n", offsets, precision, offsets)
+    np.testing.assert_allclose(detector.score(images.float() / 255), expected, rtol=1e-5)
+
+
 def test_mahalanobis_accepts_dead_dimensions_and_refuses_only_dead_ones():
     images = around(CLEAN, 50, 0)
     images[:, 1] = 7
