@@ -136,6 +136,7 @@ def test_mahalanobis_approaches_the_textbook_distance_with_many_images():
 
 def test_mahalanobis_shrinks_a_covariance_of_few_images_as_ledoit_and_wolf_do():
     auxiliary, images = around(CLEAN, 40, 0), around(CLEAN, 9, 1)
+    auxiliary[:, 1] = auxiliary[:, 0]
     detector = Mahalanobis()
     detector.fit(view_of(auxiliary))
     points = auxiliary.float().div(255).flatten(1).double().numpy()
