@@ -228,7 +228,9 @@ def another(what: str) -> InputError:
 
 
 def _checked(path: Path, digest: str) -> Path:
-    if not path.is_file() or file_digest(path) != digest:
+    if not path.is_file():
+        raise InputError(f"{path.name} is gone since the run was planned, or not on this machine")
+    if file_digest(path) != digest:
         raise another(path.name)
     return path
 

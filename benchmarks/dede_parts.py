@@ -33,12 +33,13 @@ def scores(cell: StoredCell, folder: Path) -> pd.DataFrame:
 
 def parts(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
     """Mean and deviation over images per attack, seed, encoder, condition and part."""
-    found: dict[tuple[str, int], dict[str, pd.Series]] = {}
+    found: dict[tuple[str, str, int, int], dict[str, pd.Series]] = {}
     for cell in results.cells:
         if cell.row["defense"] in (WHOLE, OUTSIDE, ANOTHER) and cell.measured:
-            here = found.setdefault((cell.row["attack"], cell.seed), {})
+            of = (cell.row["attack"], cell.row["downstream"], cell.row["target"], cell.seed)
+            here = found.setdefault(of, {})
             here[cell.row["defense"]] = scores(cell, folder)
-    for (attack, seed), here in sorted(found.items()):
+    for (attack, downstream, target, seed), here in sorted(found.items()):
         if not {WHOLE, OUTSIDE} <= set(here):
             continue
         columns = {"whole": here[WHOLE], "outside": here[OUTSIDE]}
@@ -51,6 +52,8 @@ def parts(results: Results, folder: Path) -> Iterator[dict[str, Any]]:
                 yield {
                     "profile": results.manifest.profile,
                     "attack": attack,
+                    "downstream": downstream,
+                    "target": target,
                     "seed": seed,
                     "encoder": encoder,
                     "condition": condition,

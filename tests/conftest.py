@@ -24,26 +24,30 @@ from bench.session import Selection, Session
 
 @pytest.fixture(autouse=True, scope="session")
 def asked() -> Iterator[list[str]]:
-    """Other machines that tests and their fixtures reached for, which fails."""
+    """Other machines that tests and their fixtures reached for in this process, which fails."""
     hosts: list[str] = []
-    connect, look_up = socket.socket.connect, socket.getaddrinfo
+    look_up = socket.getaddrinfo
 
     def refuse(host: Any) -> None:
         if host not in (None, "", "localhost", "127.0.0.1", "::1"):
             hosts.append(str(host))
             raise OSError(f"a test asked for {host}")
 
-    def connected(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            refuse(address[0])
-        connect(self, address)
+    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: socket.socket, *arguments: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                refuse(arguments[-1][0])  # the address comes last
+            return method(self, *arguments)
+
+        return call
 
     def looked_up(host: Any, *rest: Any, **more: Any) -> Any:
         refuse(host)
         return look_up(host, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connected)
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
         patch.setattr(socket, "getaddrinfo", looked_up)
         yield hosts
 

@@ -94,7 +94,7 @@ class Config(Model):
     matrix: Matrix
     protocol: Protocol = Protocol()
     profiles: dict[Label, Profile] = Field(min_length=1)
-    data_roots: tuple[str, ...] = ("data",)
+    data_roots: tuple[str, ...] = Field(("data",), min_length=1)
     datasets: dict[str, DatasetConfig]
     tables: Tables = Tables()
 

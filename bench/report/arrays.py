@@ -11,7 +11,7 @@ import numpy as np
 from bench.figures import BESIDE_FIGURES
 from bench.limits import check_arrays
 
-__all__ = ["ReportError", "check_figures", "check_pictures", "damaged", "read_arrays"]
+__all__ = ["ReportError", "check_figures", "check_pictures", "damaged", "paired", "read_arrays"]
 
 
 _UNREADABLE = (

@@ -270,9 +270,14 @@ def _difference_notes(table: DeclaredTable, frame: pd.DataFrame, results: Result
     yield "AUROC needs no threshold; none was chosen."
     yield (
         "Intervals: 95 %, over source images, paired: both defenses see the same draws of the same "
-        "images; over seeds as in the leaderboard. *: zero lies outside. Not corrected for the "
-        "number of rows."
+        "images. *: zero lies outside. Not corrected for the number of rows."
     )
+    if len(results.manifest.seeds) > 1:
+        yield (
+            "Over seeds: from three on of which no two share an encoder or a pretraining, an "
+            "interval of the mean; otherwise from the lowest to the highest end of their "
+            "intervals, so that * says that every seed has the sign."
+        )
     without = frame["low"].isna()
     if (without & frame["difference"].notna()).any():
         yield f"{ABSENT}: a cell of an earlier version kept no draws; rerun it for an interval."

@@ -156,6 +156,18 @@ class StoredCell:
         }
         return frozenset(made | set(self.encoders.values())) or frozenset({self.key})
 
+    @property
+    def roots(self) -> frozenset[str]:
+        """Those of :attr:`origins` that start from nothing of the run: trainings from scratch and
+        imports. A cell that names no stages stands for its own."""
+        made = {
+            stage["key"]
+            for stage in self.provenance.get("stages", ())
+            if stage["kind"] == "import"
+            or (stage["kind"] == "pretrain" and stage["label"].startswith("pretrain "))
+        }
+        return frozenset(made) or frozenset({self.key})
+
     @cached_property
     def derived(self) -> dict[str, float | None]:
         """Metrics that follow from what is stored, in no row (:mod:`bench.report.twin`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -39,8 +40,9 @@ class Judged:
     said
         (Seed of the detector, its score) -> its verdict, empty where it has no rule. One seed says
         more than one thing where the detector was shown images of several attacks.
-    pretrainings
-        Seeds with which its weights were first trained: those that share one are near relatives.
+    roots
+        Trainings from scratch and imports behind the cells that it is in: encoders that share one
+        are near relatives.
     """
 
     defense: str
@@ -48,7 +50,7 @@ class Judged:
     attack: str
     backdoored: bool
     said: dict[tuple[int, float], str] = field(default_factory=dict)
-    pretrainings: set[int] = field(default_factory=set)
+    roots: set[str] = field(default_factory=set)
 
     @property
     def score(self) -> float:
@@ -98,7 +100,7 @@ def judged_encoders(
                 continue
             one = found.setdefault((*where, encoder), Judged(*where, row["attack"], backdoored))
             one.said[row["seed"], score] = row[f"encoder_verdict{suffix}"]
-            one.pretrainings.add(results.manifest.pretrained_with(row["seed"]))
+            one.roots.update(cell.roots)
     for (*_, encoder), one in found.items():
         # What works in one seed and fails the gate in another was judged.
         passed_over.get((one.defense, one.encoder), set()).discard(encoder)
@@ -207,11 +209,12 @@ def _notes(table: DeclaredTable, frame: pd.DataFrame, results: Results) -> Itera
         yield f"{defense} on {encoder}, score (higher is more suspicious): {said}."
     for encoder in dict.fromkeys(one.encoder for one in judged):
         mine = [one for one in judged if one.encoder == encoder]
-        pretrainings = len(set.union(*(one.pretrainings for one in mine)))
-        if repeated and pretrainings < FEWEST_ENCODERS:
+        roots = len(set.union(*(one.roots for one in mine)))
+        count = max(Counter(one.defense for one in mine).values())  # they judge the same encoders
+        if roots < count:
             yield (
-                f"All {encoder} go back to {pretrainings} pretraining{'s' * (pretrainings > 1)}: "
-                "near relatives, for which accuracy and AUROC have no interval."
+                f"The {count} encoders of {encoder} go back to {roots} trained from scratch or "
+                "imported: near relatives, for which accuracy and AUROC have no interval."
             )
 
 

@@ -32,7 +32,10 @@ def test_a_data_set_that_no_command_fetches_is_put_there_by_hand(write_config, t
     lines = said(write_config(tiny))
     assert lines["profile other cannot run yet: data set rare (see its line above)"]
     (above,) = [what for what in lines if what.startswith("dataset rare is absent: ")]
-    assert "put parquet files or image folders there, or name a path in the config" in above
+    assert (
+        "put parquet files or image folders there, or name a source and a path in the config"
+        in above
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and nothing else"])

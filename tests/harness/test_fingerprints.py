@@ -64,7 +64,7 @@ SHARED: dict[str, tuple[str, ...]] = {
     "bench/data/imageset.py": EVERY_STAGE,
     "bench/data/parquet.py": ("stage data",),
     "bench/data/source.py": ("stage data",),
-    "bench/data/pictures.py": ("stage audit", "stage score"),
+    "bench/data/pictures.py": ("stage data", *STAMPED),
     "bench/data/sources.py": ("stage data",),
     "bench/data/splits.py": (*EVERY_STAGE, "stage fit"),
     "bench/data/torchvision_copies.py": ("stage data",),

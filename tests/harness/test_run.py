@@ -304,7 +304,7 @@ def test_source_code_writes_and_reads_no_pickle():
 
 
 def test_a_run_that_asked_for_another_machine_would_be_found(asked):
-    """All tests are under this guard, runs among them (invariant 11)."""
+    """All tests are under this guard, the runs in their process among them (invariant 11)."""
     with pytest.raises(OSError, match=r"asked for example\.org"):
         socket.create_connection(("example.org", 80))
     with (

@@ -11,6 +11,7 @@ order, come from; braces stand for several, the first ones varying slowest:
     reported DeDe AUROC published
     restarts badclip {victim,twin} {least,most,mean}
     parts clip-backdoor victim {whole,inside,outside,another}
+    parts clip-backdoor victim whole deviation
     given
     in every seed: clip-backdoor dede-id auroc < clip-backdoor dede-id auroc_placebo
     -->
@@ -132,14 +133,21 @@ def _restarts(attack: str, encoder: str, end: str, bound: str = "from", steps: s
     return {"least": min, "most": max, "mean": fmean}[end](sizes)
 
 
-def _parts(attack: str, encoder: str, part: str) -> float:
-    """How much more error DeDe has on triggered images than on clean ones, in thousands."""
-    means = {
-        row["condition"]: float(row["mean"])
+def _parts(attack: str, encoder: str, part: str, what: str = "excess") -> float:
+    """How much more error DeDe has on triggered images than on clean ones, in thousands, or how
+    much that of triggered ones deviates."""
+    found = [
+        row
         for row in _rows(RESULTS / "robustness" / "dede_parts.csv")
         if (row["attack"], row["encoder"], row["part"].split()[0]) == (attack, encoder, part)
-    }
-    return (means["triggered"] - means["clean"]) / 1000
+    ]
+    clean, triggered = (
+        next(row for row in found if row["condition"] == name) for name in ("clean", "triggered")
+    )
+    assert len(found) == len({row["condition"] for row in found}), "of several seeds"
+    if what == "deviation":
+        return float(triggered["deviation"]) / 1000
+    return (float(triggered["mean"]) - float(clean["mean"])) / 1000
 
 
 def _home(folder: Path, column: str) -> tuple[str, str]:

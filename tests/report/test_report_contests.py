@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from stored_cells import write_cell, write_manifest
@@ -386,14 +384,18 @@ def test_a_twin_that_a_working_attack_shares_counts_beside_it(tmp_path):
     assert (row["backdoored"], row["clean"], row["not_counted"]) == (1, 1, 1)
 
 
-def test_encoders_of_few_pretrainings_are_said_to_be_near_relatives(tmp_path):
+@pytest.mark.parametrize("kind", ["pretrain", "import"])
+def test_encoders_that_go_back_to_few_are_said_to_be_near_relatives(tmp_path, kind):
     row = {"encoder_score": 0.5, "encoder_verdict": "backdoored"}
-    keys = [write_cell(tmp_path, "x", "d", seed, row=row) for seed in (0, 1, 2)]
+    row |= {"encoder_score_twin": 0.1, "encoder_verdict_twin": "clean"}
+    keys = []
+    for seed, root in enumerate("aab"):
+        stages = [{"kind": kind, "label": f"{kind} x", "key": root, "seconds": 1.0}]
+        stages += [{"kind": "pretrain", "label": "fine-tune x", "key": f"f{seed}", "seconds": 1.0}]
+        keys.append(write_cell(tmp_path, "x", "d", seed, row=row, provenance={"stages": stages}))
     write_manifest(tmp_path, ["x"], ["d"], keys, seeds=(0, 1, 2))
-    results = load_results(tmp_path)
-    shared = replace(results, manifest=replace(results.manifest, pretraining_seed={1: 0}))
-    notes = " ".join(encoders_text("encoders", ENCODERS, shared).notes)
-    assert "go back to 2 pretrainings: near relatives" in notes
+    notes = " ".join(encoders_text("encoders", ENCODERS, load_results(tmp_path)).notes)
+    assert "6 encoders of resnet-simclr go back to 2 trained from scratch or imported" in notes
 
 
 def test_scores_without_a_rule_have_no_accuracy(tmp_path):
