@@ -303,7 +303,7 @@ def test_source_code_writes_and_reads_no_pickle():
             assert not [word for word in banned if word in text], path
 
 
-def test_a_run_that_asked_for_another_machine_would_be_found(asked):
+def test_a_run_that_asked_for_another_machine_would_be_found(reached_for):
     """All tests are under this guard, the runs in their process among them (invariant 11)."""
     with pytest.raises(OSError, match=r"asked for example\.org"):
         socket.create_connection(("example.org", 80))
@@ -312,8 +312,8 @@ def test_a_run_that_asked_for_another_machine_would_be_found(asked):
         pytest.raises(OSError, match=r"asked for 192\.0\.2\.1"),
     ):
         there.connect(("192.0.2.1", 80))
-    assert asked == ["example.org", "192.0.2.1"]
-    asked.clear()
+    assert reached_for == ["example.org", "192.0.2.1"]
+    reached_for.clear()
 
 
 def test_scores_do_not_depend_on_batching_or_order(tiny_run):
