@@ -21,7 +21,6 @@ from bench import registry
 from bench.configfile import ConfigFile
 from bench.session import Selection, Session
 
-
 ALONE = [True]
 """Whether the test at hand may reach no other machine: Ray, of the slow ones, asks for its own."""
 
