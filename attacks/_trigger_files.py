@@ -183,9 +183,9 @@ def parse_trigger(value: Mapping[str, Any], image_size: int, root: Path) -> Trig
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"unknown kind of trigger {kind!r}{nearest(str(kind), KINDS)}")
     _check_keys(kind, given)
-    needed = {"image-patch": ("file", "png"), "blended": ("file", "seed", "png")}.get(kind)
-    if needed is not None and not set(needed) & set(given):
-        raise InputError(f"{kind} trigger: name a {' or a '.join(needed[:-1])}")
+    needed = _NEEDED.get(kind, ())
+    if needed and not {*needed, "png"} & set(given):
+        raise InputError(f"{kind} trigger: name a {' or a '.join(needed)}")
     try:
         if "file" not in given:
             return KINDS[kind].model_validate({**given, "image_size": image_size})
@@ -201,6 +201,8 @@ def parse_trigger(value: Mapping[str, Any], image_size: int, root: Path) -> Trig
         raise InputError(f"{kind} trigger: {_sentence(error)}") from None
 
 
+_NEEDED = {"image-patch": ("file",), "blended": ("file", "seed")}
+"""Kinds whose picture has to come from somewhere."""
 _WITH_FILE = {
     "patch": ("file", "row", "column", "transport"),
     "image-patch": ("file", "row", "column", "transport"),

@@ -34,9 +34,10 @@ class DatasetConfig(Model):
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> DatasetConfig:
-        if self.source in ("parquet", "folder", "captions") and self.path is None:
+        needed = self.source in ("parquet", "folder", "captions")
+        if needed and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path")
-        if self.path is not None and self.source not in ("parquet", "folder", "captions"):
+        if self.path is not None and not needed:
             raise ValueError(
                 f"source {self.source!r} looks at no path; with one it is 'parquet', 'folder' or "
                 "'captions'"
